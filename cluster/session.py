@@ -1,0 +1,48 @@
+"""A Ray session for the length of a block."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+# Read by Ray when its processes start. Workers at Ray's default niceness of 15 crawl on a busy machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+
+OBJECT_STORE = 512 * 2**20  # bytes, local sessions: what travels is columnar and small
+
+
+def cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def session(address: str, rollouts: int | None) -> Iterator[int]:
+    """Connects to Ray and yields the number of rollout workers there is room for.
+
+    Args:
+        address: "local" starts a private Ray in this machine's background (never a cluster left over from before);
+            anything else is an address of a running cluster, as for `ray.init`.
+        rollouts: wanted workers; None: one for each CPU (of a cluster: but one, for learners and the reward service).
+    """
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address == "local":
+        workers = rollouts or cpus()
+        # One logical CPU more than rollouts: learners and the reward service work in the gaps.
+        ray.init("local", num_cpus=workers + 1, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConnectionError(f"no Ray cluster at {address!r}: {error}") from error
+        workers = rollouts or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
+    try:
+        yield workers
+    finally:
+        ray.shutdown()

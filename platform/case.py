@@ -1,0 +1,139 @@
+"""From a configuration to something that can be simulated: scenario, learner's problem, hidden truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..policies.features import FEATURES, fit_scaler, static_features
+from ..policies.policy import Navigation, Navigator
+from ..policies.preferences import HierarchicalPreferences, Rewards, od_groups, rewards_of_weights
+from ..policies.problem import LatentSettings, Problem
+from ..scenarios.demand import PublishedRoutes, Routes, load_demand
+from ..scenarios.errors import InputError
+from ..scenarios.network import load_network
+from ..scenarios.observed import Observed, load_observed
+from ..scenarios.scenario import Scenario
+from ..scenarios.town import write_town
+from ..scenarios.truths import iid_rewards, structured_weights
+from .config import Config
+from .seeds import child_rng
+
+TRUTH_GROUPS = 6  # origin-destination groups of a hidden truth; the learner's own grouping differs
+FORCED_DRAWS = 8  # preference draws that must move at least one vehicle
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A loaded configuration: what the learner sees (`problem`), what was observed, and what stays hidden."""
+
+    config: Config
+    problem: Problem
+    observed: Observed | None
+    published: PublishedRoutes | None
+
+    @property
+    def scenario(self) -> Scenario:
+        return self.problem.scenario
+
+
+def load_case(config: Config, directory: Path) -> Case:
+    """Reads all inputs and checks them; the town's files are written below `directory`.
+
+    Raises:
+        InputError: for whatever is wrong with the inputs, before any simulation.
+    """
+    given = config.scenario
+    begin, minutes = given.begin, given.minutes
+    if given.town is not None:
+        town = write_town(directory, given.town.vehicles, given.town.minutes, given.town.seed)
+        net, demand_files, additional = town.net, (town.trips,), ()
+        begin, minutes = 0.0, town.minutes
+    else:
+        assert given.net is not None
+        net, demand_files, additional = given.net, given.demand, given.additional
+    loaded = load_demand(
+        demand_files, load_network(net), begin, begin + 60.0 * minutes, additional, given.unreachable
+    )
+    kind = config.target.kind
+    observed = None
+    if config.target.observed is not None:
+        observed = load_observed(config.target.observed, loaded.network, begin, minutes)
+        kind = observed.kind
+    elif config.target.truth == "published" and (loaded.published is None or "" in loaded.published.edges):
+        raise InputError(
+            f"{', '.join(str(path) for path in demand_files)}: target.truth: published needs a route for every "
+            "vehicle, and there are bare trips; give target.observed, or set target.truth: structured"
+        )
+    scenario = Scenario(
+        name=config.name,
+        network=loaded.network,
+        demand=loaded.demand,
+        infrastructure=loaded.infrastructure,
+        begin=begin,
+        minutes=minutes,
+        step_length=given.step_length,
+        options=given.options,
+        observe_speed=kind != "queue",
+        lanes=given.lanes,
+    )
+    latent, way = config.latent, config.navigation
+    problem = Problem(
+        scenario,
+        fit_scaler(loaded.network),
+        LatentSettings(latent.kind, latent.groups, latent.connection_taste, latent.tokens),
+        Navigation(way.router, way.heuristic, way.lambda_metres, way.discount),
+    )
+    _require_choice(problem)
+    return Case(config, problem, observed, loaded.published)
+
+
+def _require_choice(problem: Problem) -> None:
+    """Refuses a case in which no preference can change any route."""
+    scenario = problem.scenario
+    model = HierarchicalPreferences(
+        scenario.network, static_features(scenario.network, problem.scaler), np.zeros(len(scenario.demand), np.int32)
+    )
+    navigator = Navigator(scenario.network, scenario.demand, scenario.begin, Navigation())
+    navigator.calibrate(model)
+    rng = child_rng(0, "forced")
+    empty = np.zeros((scenario.network.road_count, 1), np.float32)
+    reference: NDArray[np.int32] | None = None
+    for _ in range(FORCED_DRAWS):
+        roads = navigator.routes(model.decode(rng.standard_normal(model.shape, dtype=np.float32)), empty).roads
+        if reference is not None and not np.array_equal(roads, reference):
+            return
+        reference = roads
+    raise InputError(
+        f"{scenario.network.path}: every vehicle has one sensible route only, so there is nothing to learn; "
+        "use a network and trips with alternatives"
+    )
+
+
+class Truth:
+    """The hidden drivers of a synthetic study. Its own model of people: other groups and codes than the learner's."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        problem, network = case.problem, case.scenario.network
+        self._seed = case.config.target.truth_seed
+        self._phi = static_features(network, problem.scaler)
+        self._groups = od_groups(network, case.scenario.demand, TRUTH_GROUPS, seed=self._seed + 1)
+        self._navigator = Navigator(network, case.scenario.demand, case.scenario.begin, problem.navigation)
+        self._navigator.calibrate(HierarchicalPreferences(network, self._phi, self._groups))
+
+    def rewards(self, individuals: int = 0) -> Rewards:
+        """Rewards of all hidden drivers; another `individuals` puts other people into the same population."""
+        demand, network = self._case.scenario.demand, self._case.scenario.network
+        if self._case.config.target.truth == "iid":
+            table = iid_rewards(len(demand), network.connection_count, self._seed + 7919 * individuals)
+            return Rewards(table, np.zeros(len(demand), np.float32))
+        weights = structured_weights(self._groups, len(FEATURES), self._seed, individuals)
+        return rewards_of_weights(weights, self._phi)
+
+    def routes(self, queue: NDArray[np.float32], individuals: int = 0) -> Routes:
+        """What they drive when they expect the traffic state `queue [roads, minutes]`."""
+        return self._navigator.routes(self.rewards(individuals), queue)

@@ -1,0 +1,103 @@
+"""A search state as named tensors and plain facts, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .evolution import Correction, Individual
+from .search import ORDER, Search, SearchState
+
+SCALARS = ("id", "generation", "operator", "parent", "error", "samples", "seeds", "estimate")
+ARRAYS = ("z", "tau", "traffic", "flows")
+
+
+def save_search(search: Search) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors for a safetensors file and facts for JSON that together restore `search.state` bit for bit."""
+    state = search.state
+    everybody: dict[int, Individual] = {}
+    for group in (state.population, state.elites, *state.replay):
+        everybody |= {one.id: one for one in group}
+    individuals = list(everybody.values())
+    tensors: dict[str, torch.Tensor] = {}
+    for name in ARRAYS:
+        present = [one for one in individuals if getattr(one, name) is not None]
+        if present:
+            tensors[f"individual.{name}"] = _tensor(np.stack([getattr(one, name) for one in present]))
+            tensors[f"individual.{name}.id"] = torch.tensor([one.id for one in present])
+    for rung in ORDER:
+        present = [one for one in individuals if rung in one.quantity]
+        if present:
+            tensors[f"quantity.{rung}"] = _tensor(np.stack([one.quantity[rung] for one in present]))
+            tensors[f"quantity.{rung}.id"] = torch.tensor([one.id for one in present])
+    for rung, correction in state.correction.items():
+        total, pairs = correction.state(search.target.values.shape)
+        tensors[f"correction.{rung}"] = _tensor(total)
+        tensors[f"correction.{rung}.pairs"] = torch.tensor(pairs)
+    if search.archive:
+        for i, name in enumerate(("flows", "quantity", "rung")):
+            tensors[f"archive.{name}"] = _tensor(np.stack([np.asarray(row[i]) for row in search.archive]))
+    if search.reward.tensors is not None:
+        tensors |= {f"reward.{key}": value for key, value in search.reward.tensors.items()}
+    facts = {
+        "next_generation": state.generation,
+        "next_id": state.next_id,
+        "spent": state.spent,
+        "simulations": state.simulations,
+        "history": state.history,
+        "individuals": [{name: getattr(one, name) for name in SCALARS} for one in individuals],
+        "population": [one.id for one in state.population],
+        "elites": [one.id for one in state.elites],
+        "replay": [[one.id for one in group] for group in state.replay],
+    }
+    return tensors, facts
+
+
+def load_search(search: Search, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+    """Puts a search back to where `save_search` found it."""
+    individuals: dict[int, Individual] = {}
+    missing = np.zeros(0, np.float32)
+    for row in facts["individuals"]:
+        individuals[row["id"]] = Individual(z=missing, tau=missing, **row)
+    for name in ARRAYS:
+        if f"individual.{name}" in tensors:
+            for i, value in zip(
+                tensors[f"individual.{name}.id"].tolist(), tensors[f"individual.{name}"].numpy(), strict=True
+            ):
+                setattr(individuals[i], name, value.copy())
+    for rung in ORDER:
+        if f"quantity.{rung}" in tensors:
+            for i, value in zip(
+                tensors[f"quantity.{rung}.id"].tolist(), tensors[f"quantity.{rung}"].numpy(), strict=True
+            ):
+                individuals[i].quantity[rung] = value.copy()
+    corrections = {}
+    for rung in search.settings.ladder[:-1]:
+        corrections[rung] = Correction()
+        corrections[rung].load(
+            tensors[f"correction.{rung}"].numpy().copy(), int(tensors[f"correction.{rung}.pairs"])
+        )
+    if "archive.flows" in tensors:
+        columns = [tensors[f"archive.{name}"].numpy() for name in ("flows", "quantity", "rung")]
+        search.archive[:] = [(f.copy(), q.copy(), int(rung)) for f, q, rung in zip(*columns, strict=True)]
+    search.state = SearchState(
+        generation=facts["next_generation"],
+        next_id=facts["next_id"],
+        spent=facts["spent"],
+        population=[individuals[i] for i in facts["population"]],
+        elites=[individuals[i] for i in facts["elites"]],
+        replay=[[individuals[i] for i in group] for group in facts["replay"]],
+        correction=corrections,
+        history=facts["history"],
+        simulations=facts["simulations"],
+    )
+    reward = {key.removeprefix("reward."): value for key, value in tensors.items() if key.startswith("reward.")}
+    if reward:
+        search.reward.load(reward)
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

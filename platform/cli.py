@@ -1,0 +1,179 @@
+"""The command line: `throng run`, `report`, `evaluate`, `scenario check`, `scenario town`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..scenarios.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Learns what drivers want from what the roads looked like. Start with **throng run** (the built-in town, "
+    "about five minutes), then **throng run examples/bologna.yaml**.",
+)
+scenario_app = typer.Typer(no_args_is_help=True, help="Look at scenarios before learning from them.")
+app.add_typer(scenario_app, name="scenario")
+console = Console()
+errors = Console(stderr=True)
+
+ConfigPath = Annotated[Path | None, typer.Argument(help="YAML configuration; without one, the built-in town.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting, e.g. `--set search.population=64`. May be repeated."),
+]
+RunPath = Annotated[Path, typer.Argument(help="The folder of a run, as `throng run` printed it.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME].")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Demand an existing run; its budget and generations may be raised.")
+    ] = False,
+) -> None:
+    """Learn reward models and routing policies that reproduce an observed traffic series.
+
+    The same command again goes on where it stopped; no finished simulation is repeated. Files in the run's folder:
+    `report.html`, `rewards.parquet` (every vehicle's reward model and route), `evaluation.json`, `ledger/` (every
+    individual), TensorBoard events.
+    """
+    from .config import load_config
+    from .experiment import run as run_experiment
+
+    settings = load_config(config, overrides)
+    directory = out if out is not None else Path("runs") / settings.name
+    store = run_experiment(settings, directory, resume, console)
+    _finish(store.directory)
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Write the report of a finished run again (report.html, figures/*.png, rewards.parquet)."""
+    _finish(run)
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    seeds: Annotated[int, typer.Option(min=2, help="Fresh simulation seeds.")] = 8,
+) -> None:
+    """Re-simulate the best policies on fresh seeds: error with its spread, against floors and nulls."""
+    from . import references
+    from .experiment import Solution
+    from .experiment import evaluate as evaluate_solution
+    from .progress import Progress
+    from .store import RunStore
+    from .workbench import workbench
+
+    store = RunStore.open(run)
+    solution = store.directory / "solution.safetensors"
+    if not solution.exists():
+        raise InputError(f"{run}: the run is not finished; go on with the same `throng run` command first")
+    config = store.config()
+    with Progress(console) as progress, workbench(config, store, progress) as bench:
+        model = bench.case.problem.preference_model()
+        progress.phase("floors and nulls")
+        known = references.measure(bench, model, config.report.reference_seeds)
+        evaluate_solution(bench, store, model, known, Solution.load(solution), seeds, progress)
+    _finish(run)
+
+
+@scenario_app.command("check")
+def check(config: ConfigPath = None, overrides: Overrides = None) -> None:
+    """Load a scenario, simulate it, and say whether it can be learnt from."""
+    from .check import check_scenario
+    from .config import load_config
+    from .progress import Progress
+
+    with Progress(console) as progress:
+        rows, verdict, learnable = check_scenario(load_config(config, overrides), progress)
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for label, value in rows:
+        table.add_row(label, value)
+    console.print(table)
+    console.print(verdict, highlight=False)
+    if not learnable:
+        raise typer.Exit(1)
+
+
+@scenario_app.command("town")
+def town(
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    vehicles: Annotated[int, typer.Option(min=1, help="Trips; 1557, 2758 and 4423 drive 30, 60 and 90 minutes.")] = 1557,
+    minutes: Annotated[int | None, typer.Option(min=1, help="Length of the simulation.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the demand.")] = 0,
+) -> None:
+    """Write the built-in town as ordinary SUMO files (net, trips, sumocfg)."""
+    from ..scenarios.town import write_town
+
+    files = write_town(out, vehicles, minutes, seed)
+    console.print(f"{files.net}\n{files.trips}\n{files.config}", highlight=False, soft_wrap=True)
+
+
+def _finish(directory: Path) -> None:
+    """Writes report and exports, and prints the summary table."""
+    from .case import load_case
+    from .experiment import Solution
+    from .report import write_report
+    from .store import RunStore
+    from .summary import export_rewards, report_data
+
+    store = RunStore.open(directory)
+    with tempfile.TemporaryDirectory(prefix="throng-") as scratch:
+        case = load_case(store.config(), Path(scratch))
+        data = report_data(store, case)
+        solution = Solution.load(store.directory / "solution.safetensors")
+        export_rewards(store, case, case.problem.preference_model(), solution)
+        path = write_report(data, store.directory)
+    table = Table(title=data.title)
+    evaluation = store.read_json("evaluation.json")
+    assert evaluation is not None
+    headings = {
+        "method": "method", "rmse": f"RMSE ({evaluation['unit']})", "rmse_sd": "s.d.", "mae": "MAE",
+        "road_rmse": "RMSE of road means", "top50_corr": "corr. top 50", "gap": "gap (0 floor, 1 prior)",
+    }  # fmt: skip
+    for heading in headings.values():
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in evaluation["rows"]:
+        cells = [row["method"], *(f"{row[key]:.3f}" if row.get(key) is not None else "–" for key in list(headings)[1:])]
+        table.add_row(*cells, style="bold" if row["method"] == "throng" else "")
+    console.print(table)
+    for label, value in data.summary:
+        console.print(f"{label}: {value}", highlight=False)
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Bad input: the message alone, exit 2. Ctrl-C: how to go on, exit 130."""
+    from ..workers.fleet import FleetError
+
+    try:
+        yield
+    except (InputError, FleetError, ConnectionError) as error:
+        errors.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing finished is lost: the same command goes on from here", markup=False)
+        sys.exit(130)
+
+
+def main() -> None:
+    """Entry point of the `throng` command."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with _clear_errors():
+        app(standalone_mode=False)

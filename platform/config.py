@@ -1,0 +1,257 @@
+"""The configuration of a run: YAML in, frozen and validated settings out.
+
+Unknown keys are refused with the nearest right name; relative paths are relative to the file that names them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from ..scenarios.errors import InputError
+
+Rung = Literal["meso", "quiet", "micro"]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TownConfig(Settings):
+    """The built-in town: 45 intersections, 114 directed roads."""
+
+    vehicles: int = Field(1557, ge=1, description="trips; 1557, 2758 and 4423 drive 30, 60 and 90 minutes")
+    minutes: int | None = Field(None, ge=1, description="length of the simulation; by default it follows the vehicles")
+    seed: int = Field(0, ge=0, description="of the demand")
+
+
+class ScenarioConfig(Settings):
+    """What is simulated: the built-in town, or SUMO files of your own."""
+
+    town: TownConfig | None = None
+    net: Path | None = Field(None, description=".net.xml or .net.xml.gz")
+    demand: tuple[Path, ...] = Field((), description=".rou.xml, trips or flow files, buses included")
+    additional: tuple[Path, ...] = Field((), description="bus stops, signal programs, vehicle types, detectors")
+    begin: float = Field(0.0, ge=0, description="second at which the simulation begins")
+    minutes: int = Field(30, ge=1, le=1440, description="length of the simulation")
+    step_length: float = Field(1.0, gt=0, le=1.0, description="seconds per simulation step")
+    options: tuple[str, ...] = Field((), description="further options of the sumo command line")
+    unreachable: Literal["error", "drop"] = Field("error", description="trips without a route")
+    lanes: Literal["max", "sum"] = Field("max", description="a road's queue: of its longest lane, or of all lanes")
+
+    @field_validator("net", "demand", "additional", mode="after")
+    @classmethod
+    def _relative_to_file(cls, value: Any, info: ValidationInfo) -> Any:
+        base = (info.context or {}).get("base", Path())
+        if isinstance(value, tuple):
+            return tuple(_resolved(base, path) for path in value)
+        return None if value is None else _resolved(base, value)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.town is None) == (self.net is None):
+            raise ValueError("give either `town` (the built-in town) or `net` and `demand` (SUMO files)")
+        if self.net is not None and not self.demand:
+            raise ValueError("`net` needs `demand`: at least one route, trip or flow file")
+        return self
+
+
+class TargetConfig(Settings):
+    """The observed macro series, or how to make one."""
+
+    observed: Path | None = Field(None, description="CSV or Parquet: road, minute, and queue, speed or count (or minute, lcc)")
+    kind: Literal["queue", "lcc"] = Field("queue", description="what a synthetic target consists of")
+    truth: Literal["structured", "iid", "published"] = Field(
+        "structured",
+        description="without `observed`: hidden preferences (population, group and individual effects), an i.i.d. reward "
+        "table, or the routes the demand files publish",
+    )
+    truth_seed: int = Field(0, ge=0, description="which hidden truth, and the seed of the observed simulation")
+    functional_speed: float | Literal["critical"] = Field(
+        0.5, description="lcc: share of the reference speed above which a road counts as functional"
+    )
+    connectivity: Literal["weak", "strong"] = Field("weak", description="lcc: how functional roads must hang together")
+
+    @field_validator("observed", mode="after")
+    @classmethod
+    def _relative_to_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return None if value is None else _resolved((info.context or {}).get("base", Path()), value)
+
+
+class LatentConfig(Settings):
+    """The preference model that evolves."""
+
+    kind: Literal["hier", "token", "table"] = Field("hier", description="shared effects, per-vehicle tokens, literal table")
+    groups: int = Field(8, ge=1, description="hier: origin-destination groups")
+    connection_taste: int = Field(0, ge=0, description="hier: shared tastes per connection")
+    tokens: int = Field(16, ge=1, description="token: numbers per vehicle")
+
+
+class NavigationConfig(Settings):
+    """How rewards become routes (MASDiff, Eq. 12)."""
+
+    router: Literal["astar_q", "consistent"] = Field("astar_q", description="A* + Q (the paper) or Dijkstra on rewards")
+    heuristic: Literal["q", "advantage"] = Field("q", description="bias of A*: Q, or Q - V")
+    lambda_metres: float = Field(300.0, ge=0, description="metres of detour worth one s.d. of Q")
+    discount: float = Field(0.8, ge=0, lt=1, description="gamma of the offline learner")
+    replan: Literal["pretrip", "junction"] = Field("pretrip", description="routes fixed at departure, or decided live")
+
+
+class SearchConfig(Settings):
+    """Algorithm 2: population, selection, mutation, budget."""
+
+    population: int = Field(24, ge=2, description="M, individuals per half-generation")
+    budget: float = Field(64.0, gt=0, description="stop after this many micro-equivalent simulations")
+    generations: int = Field(100, ge=1, description="stop after this many generations")
+    patience: int = Field(10, ge=1, description="stop when the best has not improved for so many generations")
+    ladder: tuple[Rung, ...] = Field(("meso", "quiet", "micro"), description="fidelities, cheapest first, ending in micro")
+    screen: int = Field(4, ge=1, description="candidates drawn for each one simulated, ranked by their flows; 1: none")
+    promote: float = Field(0.25, gt=0, le=1, description="share of each rung that climbs to the next")
+    weight: Literal["rank", "linear"] = Field("rank", description="rank weights, or the paper's Eq. 8 (winsorised)")
+    handover: Literal["mixed", "resample"] = Field("mixed", description="line 6: keep half of the population, or none")
+    elites: int = Field(3, ge=1, description="kept unmutated, re-simulated with a fresh seed every generation")
+    kept_first: float = Field(0.5, gt=0, lt=1, description="share of a parent's signal that mutation keeps, at the start")
+    kept_last: float = Field(0.95, gt=0, lt=1, description="the same at the end of the budget")
+    replay: int = Field(6, ge=1, description="generations of samples the diffusion model trains on")
+
+    @model_validator(mode="after")
+    def _ladder(self) -> Self:
+        order = ("meso", "quiet", "micro")
+        ranks = [order.index(rung) for rung in self.ladder]
+        if not ranks or ranks != sorted(set(ranks)) or self.ladder[-1] != "micro":
+            raise ValueError("ladder lists meso, quiet, micro in this order and ends in micro, e.g. [meso, micro]")
+        if self.kept_first > self.kept_last:
+            raise ValueError("kept_first must not exceed kept_last: mutation gets finer as the search goes on")
+        return self
+
+
+class DiffusionConfig(Settings):
+    """The diffusion model (sizes the paper omits)."""
+
+    steps: int = Field(50, ge=2)
+    width: int = Field(256, ge=8)
+    learning_rate: float = Field(1e-3, gt=0)
+    updates: int = Field(100, ge=1, description="gradient steps per training")
+    batch: int = Field(128, ge=2)
+    prior_share: float = Field(0.1, ge=0, le=1, description="fresh N(0, I) in each batch")
+
+
+class WorkersConfig(Settings):
+    """Where it runs."""
+
+    rollouts: int | None = Field(None, ge=0, description="SUMO workers; default: the CPUs there are; 0: in this process")
+    address: str = Field("local", description="local: start Ray here; auto or ray://…: use a running cluster")
+    deadline: float = Field(600.0, gt=0, description="seconds one simulation may take")
+    restarts: int = Field(8, ge=0, description="lost workers that are replaced before the run stops")
+
+
+class ReportConfig(Settings):
+    seeds: int = Field(8, ge=2, description="fresh seeds of the final evaluation")
+    reference_seeds: int = Field(4, ge=2, description="seeds of every floor and null")
+
+
+class Config(Settings):
+    """One run."""
+
+    name: str = Field("town", pattern=r"^[\w.-]+$")
+    seed: int = Field(0, ge=0)
+    scenario: ScenarioConfig = ScenarioConfig(town=TownConfig())
+    target: TargetConfig = TargetConfig()
+    latent: LatentConfig = LatentConfig()
+    navigation: NavigationConfig = NavigationConfig()
+    search: SearchConfig = SearchConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    workers: WorkersConfig = WorkersConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.target.truth == "published" and self.scenario.town is not None:
+            raise ValueError("target.truth: published needs demand files with routes; the town has bare trips")
+        return self
+
+    def to_yaml(self) -> str:
+        data = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _resolved(base: Path, path: Path) -> Path:
+    return path if path.is_absolute() else (base / path).resolve()
+
+
+def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:
+    """Reads a YAML file (None: the built-in town) and applies `key.sub=value` overrides, whose values are YAML.
+
+    Raises:
+        InputError: unreadable file, malformed YAML, unknown key (with the nearest right name), or a value out of range.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the configuration ({error.strerror})") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not valid YAML: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise InputError(f"{path}: expected `key: value` lines, got {type(loaded).__name__}")
+        data = loaded or {}
+    for override in overrides or []:
+        _apply(data, override)
+    source = str(path) if path is not None else "configuration"
+    try:
+        return Config.model_validate(data, context={"base": path.parent if path else Path()})
+    except ValidationError as error:
+        raise InputError(_explain(source, error)) from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"--set {override}: expected key=value, e.g. --set search.population=64")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not valid YAML: {error}") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = data.get(parent)
+        if inner is None:
+            inner = data[parent] = {}
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {override}: {parent} is a value, not a group of settings")
+        data = inner
+    data[last] = value
+
+
+def _explain(source: str, error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            names = _names(problem["loc"][:-1])
+            close = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"
+            lines.append(f"{source}: unknown key {where!r}; {hint}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(problem["input"], dict | Settings) else f" (got {problem['input']!r})"
+            lines.append(f"{source}: {where or 'configuration'}: {message}{given}")
+    return "\n".join(lines)
+
+
+def _names(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)

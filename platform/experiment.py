@@ -1,0 +1,238 @@
+"""The main job from configuration to result: `run`, and `evaluate` on its result."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from tensorboardX import SummaryWriter
+
+from ..policies.diffusion import DiffusionSettings
+from ..policies.preferences import PreferenceModel
+from ..workers.pool import Job, RayPool
+from ..workers.reward import RewardClient
+from . import references as refs
+from .case import load_case
+from .checkpoint import load_search, save_search
+from .config import Config
+from .evolution import Individual
+from .progress import Progress
+from .references import Reference
+from .search import Search
+from .seeds import child_seed
+from .store import RunStore, write_atomic
+from .workbench import Workbench, workbench
+
+Array = NDArray[np.float32]
+ENSEMBLE = 10  # accepted latents that stand for what is not identified
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a search found: an ensemble of accepted latents with the traffic states they were learnt at, best first."""
+
+    z: Array  # [ensemble, *latent]
+    tau: Array  # [ensemble, roads, minutes]
+    estimate: NDArray[np.float64]  # [ensemble] error
+
+    def save(self, path: Path) -> None:
+        tensors = {"z": self.z, "tau": self.tau, "estimate": self.estimate}
+        flat = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
+        write_atomic(path, lambda temporary: save_file(flat, temporary))
+
+    @classmethod
+    def load(cls, path: Path) -> Solution:
+        return cls(**{name: value.numpy() for name, value in load_file(path).items()})
+
+
+def run(config: Config, directory: Path, resume: bool, console: Console) -> RunStore:
+    """Runs the search to its end (or on from where it stopped) and evaluates the result; returns the store, closed.
+
+    Raises:
+        InputError: bad inputs or a directory in use, before any simulation.
+        FleetError: more workers were lost than the configuration allows.
+    """
+    with tempfile.TemporaryDirectory(prefix="throng-") as scratch:
+        case = load_case(config, Path(scratch))
+        store = RunStore.create(directory, config, extend=resume)
+        try:
+            with Progress(console) as progress, workbench(config, store, progress, case) as bench:
+                model = case.problem.preference_model()
+                progress.phase("floors and nulls")
+                known = refs.measure(bench, model, config.report.reference_seeds)
+                solution = _search(bench, store, model, known, progress)
+                evaluate(bench, store, model, known, solution, config.report.seeds, progress)
+        finally:
+            store.close()
+    return store
+
+
+def _search(
+    bench: Workbench, store: RunStore, model: PreferenceModel, known: dict[str, Reference], progress: Progress
+) -> Solution:
+    case, path = bench.case, store.directory / "solution.safetensors"
+    config = case.config
+    trips = case.problem.trips() if len(model.shape) == 2 else None
+    given = config.diffusion
+    settings = DiffusionSettings(
+        steps=given.steps,
+        width=given.width,
+        learning_rate=given.learning_rate,
+        updates=given.updates,
+        batch=given.batch,
+        prior_share=given.prior_share,
+    )
+    remote = isinstance(bench.simulations.pool, RayPool)
+    reward = RewardClient(model.shape, trips, settings, bench.seed("diffusion"), remote)
+    try:
+        floor = known[refs.SEED_FLOOR].mean if refs.SEED_FLOOR in known else math.nan
+        vehicles = len(case.scenario.demand)
+        search = Search(
+            config.search, config.seed, bench.target, bench.reference, vehicles, model.shape, bench.simulations,
+            reward, progress, floor,
+        )  # fmt: skip
+        facts = store.manifest()
+        if facts["generation"] >= 0:
+            load_search(search, store.checkpoint(), facts)
+        progress.phase("searching", share=search.state.spent / config.search.budget)
+        writer = SummaryWriter(str(store.directory))
+        while not search.finished:
+            search.generation()
+            _commit(search, store)
+            for name, value in search.state.history[-1].items():
+                writer.add_scalar(name, value, search.state.generation)
+            writer.flush()
+        writer.close()
+        search.conclude()
+        solution = _solution(search)
+        solution.save(path)
+        row = search.best()
+        store.write_json(
+            "result.json",
+            {
+                "spent": search.state.spent,
+                "simulations": search.state.simulations,
+                "generations": search.state.generation,
+                "best_id": row.id,
+                "best_samples": row.samples,
+                "restarts": bench.simulations.pool.restarts + reward.restarts,
+                "finished": time.time(),
+            },
+        )
+    finally:
+        reward.close()
+    return solution
+
+
+def _commit(search: Search, store: RunStore) -> None:
+    tensors, facts = save_search(search)
+    elite = {one.id for one in search.state.elites}
+    rows = [
+        {
+            "id": one.id,
+            "generation": one.generation,
+            "operator": one.operator,
+            "parent": one.parent,
+            "estimate": one.estimate,
+            "error_meso": one.error.get("meso"),
+            "error_quiet": one.error.get("quiet"),
+            "error_micro": one.error.get("micro"),
+            "samples": one.samples,
+            "seeds": one.seeds,
+            "elite": one.id in elite,
+            "genome": one.z.ravel(),
+        }
+        for one in [*search.born, *(e for e in search.state.elites if e.generation < search.state.generation - 1)]
+    ]
+    store.commit(search.state.generation - 1, rows, search.traffic, tensors, facts)
+
+
+def _solution(search: Search) -> Solution:
+    """The best individual and the next best by estimated error, over all that the search remembers."""
+    state = search.state
+    everybody: dict[int, Individual] = {}
+    for group in (state.population, state.elites, *state.replay):
+        everybody |= {one.id: one for one in group if math.isfinite(one.estimate)}
+    best = search.best()
+    others = sorted((one for one in everybody.values() if one is not best), key=lambda one: (one.estimate, one.id))
+    chosen = [best, *others[: ENSEMBLE - 1]]
+    return Solution(
+        np.stack([one.z for one in chosen]),
+        np.stack([one.tau for one in chosen]).astype(np.float32),
+        np.array([one.estimate for one in chosen]),
+    )
+
+
+def evaluate(
+    bench: Workbench,
+    store: RunStore,
+    model: PreferenceModel,
+    known: dict[str, Reference],
+    solution: Solution,
+    seeds: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Re-simulates the best policies on seeds no search has seen, beside the floors and nulls; writes evaluation.json.
+
+    For an observed target without a known truth the seed floor is sqrt(2) times the spread between seeds of the best
+    policies: what two runs of the same drivers differ by.
+    """
+    progress.phase("evaluating")
+    case = bench.case
+    jobs = [
+        Job(f"evaluate-{i}", child_seed(case.config.seed, "evaluate", i), z=solution.z[0], queue=solution.tau[0])
+        for i in range(seeds)
+    ]
+    outcomes = bench.must(jobs)
+    quantities = np.stack([bench.target.quantity(one.macro) for one in outcomes if one.macro is not None])
+    scores = [bench.target.scores(one) for one in quantities]
+    own = Reference("throng", scores)
+    if refs.SEED_FLOOR in known:
+        floor, floor_is = known[refs.SEED_FLOOR].mean, "truth, other seeds"
+    else:
+        floor, floor_is = float(np.sqrt(2.0) * np.nanstd(quantities, axis=0, ddof=1).mean()), "spread of the best policies"
+    prior = known[refs.PRIOR].mean
+    rows = [_row(reference, floor, prior) for reference in [own, *known.values()]]
+    result = {
+        "seeds": seeds,
+        "unit": bench.target.unit,
+        "kind": bench.target.kind,
+        "floor": floor,
+        "floor_is": floor_is,
+        "rows": rows,
+        "teleports": float(np.mean([one.teleports for one in outcomes])),
+        "still_driving": float(np.mean([one.running + one.waiting for one in outcomes])),
+    }
+    arrays = {"simulated": quantities.astype(np.float32), "observed": bench.target.values}
+    if not bench.target.by_road:
+        arrays["queues"] = np.stack([one.macro.queue for one in outcomes if one.macro is not None])
+    if known[refs.PRIOR].quantity_mean is not None:
+        arrays["prior"] = np.asarray(known[refs.PRIOR].quantity_mean, np.float32)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+    write_atomic(store.directory / "evaluation.safetensors", lambda path: save_file(tensors, path))
+    store.write_json("evaluation.json", result)
+    return result
+
+
+def _row(reference: Reference, floor: float, prior: float) -> dict[str, Any]:
+    names = ("mae", "road_rmse", "top50_corr")
+    means = {name: float(np.mean([s[name] for s in reference.scores])) for name in names if name in reference.scores[0]}
+    share = (prior - reference.mean) / (prior - floor) if prior > floor else math.nan
+    return {
+        "method": reference.name,
+        "rmse": reference.mean,
+        "rmse_sd": reference.sd,
+        "seeds": len(reference.errors),
+        "gap": 1.0 - share,
+        **means,
+    }
+

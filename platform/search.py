@@ -1,0 +1,354 @@
+"""MASDiff, Algorithm 2: the evolutionary diffusion search over preference latents.
+
+Per generation, with the resolutions of the paper's gaps named where they are:
+
+    lines 5-9    the traffic of last generation's simulations is reused as tau (line 5 repeats line 12 of the generation
+                 before); new latents are drawn from p(. | tau) for half of the population, the other half lives on
+                 (`handover: mixed`; `resample` redraws all, as the paper prints); learn, simulate, weigh, train
+    lines 10-13  roulette, truncated diffusion-denoising, learn, simulate, weigh, train
+
+A candidate climbs a ladder: screened by its flows, simulated mesoscopically, then without driver noise, then in full on a
+fresh seed. The best few are re-simulated with another seed every generation, so that lucky seeds do not survive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..policies.screening import FlowSurrogate
+from ..workers.pool import Job
+from ..workers.reward import RewardClient
+from .config import Rung, SearchConfig
+from .evolution import WEIGHTS, Correction, Individual, Operator, effective_sample_size, kept_signal, roulette
+from .progress import Progress
+from .seeds import child_rng, child_seed
+from .simulations import Outcome, Simulations
+from .target import Target
+
+Array = NDArray[np.float32]
+COST = {"meso": 0.15, "quiet": 1.0, "micro": 1.0}  # micro-equivalent simulations; bench/ measures the mesoscopic one
+ORDER: tuple[Rung, ...] = ("meso", "quiet", "micro")
+FINAL_SEEDS = 3  # seeds the winner must have been simulated with before the search ends
+SURROGATE_SAMPLES = 160  # simulations the flow surrogate remembers
+
+
+@dataclass(eq=False)
+class SearchState:
+    """All that a generation leaves to the next; a checkpoint holds exactly this and the reward service's tensors."""
+
+    generation: int  # the next one to run
+    next_id: int
+    spent: float  # micro-equivalent simulations
+    population: list[Individual]
+    elites: list[Individual]
+    replay: list[list[Individual]]  # of the last generations, newest last
+    correction: dict[Rung, Correction]  # of cheap rungs, to the micro level
+    history: list[dict[str, float]]
+    simulations: dict[str, int]
+
+
+class Search:
+    """Runs generations until the budget is spent."""
+
+    def __init__(
+        self,
+        settings: SearchConfig,
+        seed: int,
+        target: Target,
+        reference: Array,
+        vehicles: int,
+        shape: tuple[int, ...],
+        simulations: Simulations,
+        reward: RewardClient,
+        progress: Progress,
+        floor: float,
+    ) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.target = target
+        self.reference = reference  # [roads, minutes] the traffic state before anything is learnt
+        self.vehicles = vehicles
+        self.shape = shape
+        self.simulations = simulations
+        self.reward = reward
+        self.progress = progress
+        self.floor = floor
+        self.state = SearchState(
+            0, 0, 0.0, [], [], [], {r: Correction() for r in settings.ladder[:-1]}, [], dict.fromkeys(ORDER, 0)
+        )
+        self.archive: list[tuple[Array, Array, int]] = []  # flows, quantity, rung: what the surrogate learns from
+        self._traffic: dict[str, Array] = {}  # this generation's simulated queues by key, for the store
+        self._born: list[Individual] = []
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        state, cfg = self.state, self.settings
+        if state.generation == 0:
+            return False
+        if state.generation >= cfg.generations or state.spent + self._generation_cost() > cfg.budget:
+            return True
+        best = [row["best"] for row in state.history]
+        stale = len(best) - 1 - int(np.argmin(best))
+        return stale >= cfg.patience
+
+    def _generation_cost(self) -> float:
+        """What one more generation and the final check of the winner will cost at most."""
+        drawn = self._drawn()
+        new = self._ladder_cost(drawn) + self._ladder_cost(self.settings.population)
+        return new + self.settings.elites + self._final_cost()
+
+    def _final_cost(self) -> float:
+        return float(self.settings.elites * (FINAL_SEEDS - 1))
+
+    def _ladder_cost(self, count: int) -> float:
+        return sum(COST[rung] * n for rung, n in zip(self.settings.ladder, self._climbing(count), strict=True))
+
+    def _climbing(self, count: int) -> list[int]:
+        sizes = [count]
+        for _ in self.settings.ladder[1:]:
+            sizes.append(max(1, math.ceil(self.settings.promote * sizes[-1])))
+        return sizes
+
+    def _drawn(self) -> int:
+        return self.settings.population if self.settings.handover == "resample" else self.settings.population // 2
+
+    def generation(self) -> None:
+        """One pass through Algorithm 2's loop."""
+        state, cfg = self.state, self.settings
+        self._traffic, self._born = {}, []
+        if state.generation == 0:
+            taus = np.repeat(self.reference[None], cfg.population, axis=0)
+            latents = self.reward.sample(taus, self._seed_of("sample"))
+            state.population = self._evaluate(self._individuals("prior", latents, taus, [-1] * cfg.population), "a")
+            traffic = [one.traffic for one in state.population if one.traffic is not None]
+            self.reward.fit_encoder(np.stack(traffic).astype(np.float32))
+        else:
+            drawn = self._screened("diffusion", self._drawn())
+            fresh = self._evaluate(drawn, "a")
+            kept = [] if cfg.handover == "resample" else state.population
+            state.population = self._distinct([*kept, *state.elites, *fresh])
+        self._train("a")
+        children = self._screened("mutation", cfg.population)
+        children = self._evaluate(children, "b")
+        self._train("b")
+        self._renew_elites([*state.population, *children])
+        state.population = self._distinct([*children, *state.elites])
+        self._close_generation()
+
+    def _close_generation(self) -> None:
+        state = self.state
+        best = self.best()
+        state.replay = [*state.replay, [one for one in self._born if math.isfinite(one.estimate)]]
+        state.replay = state.replay[-self.settings.replay :]
+        estimates = np.array([one.estimate for one in self._born if math.isfinite(one.estimate)])
+        latents = np.stack([one.z for one in state.population]).reshape(len(state.population), -1)
+        state.history.append(
+            {
+                "generation": state.generation,
+                "simulations": state.spent,
+                "best": float(np.mean(best.samples)),
+                "best_sd": float(np.std(best.samples, ddof=1)) if len(best.samples) > 1 else float("nan"),
+                "median": float(np.median(estimates)) if estimates.size else float("nan"),
+                "ess": effective_sample_size(self._weights(state.population)),
+                "latent_sd": float(latents.std(axis=0).mean()),
+            }
+        )
+        state.generation += 1
+        self._show()
+
+    def best(self) -> Individual:
+        """The elite with the lowest mean error over its fresh seeds, among those simulated most."""
+        elites = [one for one in self.state.elites if one.samples]
+        if not elites:
+            raise RuntimeError("no candidate survived a full simulation: see the journal's errors")
+        needed = min(FINAL_SEEDS, max(len(one.samples) for one in elites))
+        return min((one for one in elites if len(one.samples) >= needed), key=lambda one: float(np.mean(one.samples)))
+
+    def conclude(self) -> Individual:
+        """Gives every elite its full number of seeds, then names the best."""
+        rounds = FINAL_SEEDS - min(len(one.samples) for one in self.state.elites)
+        for again in range(max(0, rounds)):
+            short = [one for one in self.state.elites if len(one.samples) < FINAL_SEEDS]
+            self._simulate(short, "micro", f"final{again}", fresh=True)
+        return self.best()
+
+    # -- proposing ----------------------------------------------------------------------------------------------------
+
+    def _individuals(
+        self, operator: Operator, latents: Array, taus: Array, parents: Sequence[int]
+    ) -> list[Individual]:
+        state = self.state
+        first = state.next_id
+        state.next_id += len(latents)
+        return [
+            Individual(first + i, state.generation, operator, int(parent), z, tau.astype(np.float16))
+            for i, (z, tau, parent) in enumerate(zip(latents, taus, parents, strict=True))
+        ]
+
+    def _screened(self, operator: Operator, count: int) -> list[Individual]:
+        """Draws `screen` times as many candidates as needed and keeps those whose flows promise the smallest error."""
+        state, cfg = self.state, self.settings
+        able = self.target.by_road and len(self.archive) >= cfg.population
+        total = count * (cfg.screen if able else 1)
+        parents = state.population
+        rng = child_rng(self.seed, "select", state.generation, operator)
+        chosen = [parents[i] for i in roulette(self._weights(parents), total, rng)]
+        # Line 6 draws for the traffic the parent's policies led to; line 10 keeps the parent's own condition.
+        source = [p.traffic if operator == "diffusion" and p.traffic is not None else p.tau for p in chosen]
+        taus = np.stack(source).astype(np.float32)
+        seed = self._seed_of(operator)
+        if operator == "diffusion":
+            latents = self.reward.sample(taus, seed)
+        else:
+            kept = kept_signal(cfg.kept_first, cfg.kept_last, state.spent / cfg.budget)
+            latents = self.reward.mutate(np.stack([p.z for p in chosen]), taus, kept, seed)
+        keep = np.arange(total)
+        if able and cfg.screen > 1:
+            flows = self.simulations.pool.flows(zip(latents, taus, strict=True))
+            surrogate = FlowSurrogate(
+                np.stack([f for f, _, _ in self.archive]).astype(np.float32),
+                np.stack([q for _, q, _ in self.archive]).astype(np.float32),
+                np.array([rung for _, _, rung in self.archive]),
+            )
+            promise = [self.target.rmse(q) for q in surrogate.predict(np.stack(flows))]
+            keep = np.sort(np.argsort(promise, kind="stable")[:count])
+        return self._individuals(operator, latents[keep], taus[keep], [chosen[i].id for i in keep])
+
+    # -- judging ------------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, individuals: list[Individual], phase: str) -> list[Individual]:
+        """Takes candidates up the ladder; those that failed to simulate are dropped, not weighted."""
+        self._born += individuals
+        if self.target.by_road:
+            flows = self.simulations.pool.flows((one.z, one.tau.astype(np.float32)) for one in individuals)
+            for one, flow in zip(individuals, flows, strict=True):
+                one.flows = flow.astype(np.float16)
+        climbing = individuals
+        sizes = self._climbing(len(individuals))
+        for rung, size in zip(self.settings.ladder, sizes, strict=True):
+            climbing = sorted(climbing, key=lambda one: (one.estimate, one.id))[:size] if rung != self.settings.ladder[0] else climbing
+            self._simulate(climbing, rung, phase, fresh=rung == "micro")
+            climbing = [one for one in climbing if math.isfinite(one.estimate)]
+        return [one for one in individuals if math.isfinite(one.estimate)]
+
+    def _simulate(self, individuals: list[Individual], rung: Rung, phase: str, fresh: bool) -> None:
+        state = self.state
+        generation = state.generation
+        # Common random numbers within a generation; elites get a seed of their own each time.
+        seed = child_seed(self.seed, "simulate", generation, phase, rung)
+        worst = self._hopeless()
+        jobs = {}
+        for one in individuals:
+            key = f"g{generation:04d}-{phase}-{rung}-i{one.id:06d}"
+            give_up = None if rung == "meso" or worst is None else self.target.give_up(worst, self.vehicles)
+            own = child_seed(self.seed, "fresh", generation, phase, one.id) if fresh else seed
+            fidelity = "meso" if rung == "meso" else "micro"
+            tau = one.tau.astype(np.float32)
+            jobs[key] = (
+                one,
+                Job(key, own, fidelity, rung != "micro", one.z, tau, give_up=give_up),
+            )
+        outcomes = {}
+        for key, outcome in self.simulations.stream(job for _, job in jobs.values()):
+            outcomes[key] = outcome
+            self._show(len(outcomes) * COST[rung])
+        for key, (one, job) in jobs.items():  # in the order of asking: results do not depend on who was first
+            self._record(one, rung, job.seed, key, outcomes[key])
+        state.spent += COST[rung] * len(individuals)
+        state.simulations[rung] += len(individuals)
+
+    def _hopeless(self) -> float | None:
+        """An error beyond which a candidate can be given up: half again the prior generation's median."""
+        if not self.state.history:
+            return None
+        return 1.5 * self.state.history[0]["median"]
+
+    def _record(self, one: Individual, rung: Rung, seed: int, key: str, outcome: Outcome) -> None:
+        macro = outcome.macro
+        if macro is None:
+            one.estimate = math.inf
+            return
+        self._traffic[key] = macro.queue
+        if not outcome.complete(macro.queue.shape[1]):
+            # Given up: the error so far, spread over all cells, is a lower bound of what the run would have ended with.
+            observed = ~np.isnan(self.target.values)
+            seen = np.nan_to_num(np.square(macro.queue - self.target.values))
+            bound = math.sqrt(float(seen[observed].sum()) / int(observed.sum()))
+            one.error[rung] = bound
+            one.estimate = max(bound, self._hopeless() or bound)
+            return
+        quantity = self.target.quantity(macro)
+        one.traffic = macro.queue.astype(np.float16)
+        if rung == "micro":
+            one.samples.append(self.target.rmse(quantity))
+            one.seeds.append(seed)
+            for cheap, correction in self.state.correction.items():
+                if cheap in one.quantity and len(one.samples) == 1:
+                    correction.add(one.quantity[cheap], quantity)
+        one.quantity[rung] = quantity
+        one.error[rung] = float(np.mean(one.samples)) if rung == "micro" else self.target.rmse(quantity)
+        if one.flows is not None and self.target.by_road:
+            self.archive.append((one.flows, quantity, ORDER.index(rung)))
+            del self.archive[:-SURROGATE_SAMPLES]
+        if rung == "micro":
+            one.estimate = one.error["micro"]
+        else:
+            one.estimate = self.target.rmse(self.state.correction[rung].apply(quantity))
+
+    def _renew_elites(self, candidates: list[Individual]) -> None:
+        """Re-simulates the elites with a fresh seed; then the best by mean micro error are the elites."""
+        self._simulate(self.state.elites, "micro", "elite", fresh=True)
+        known = self._distinct([*self.state.elites, *(one for one in candidates if one.samples)])
+        # One seed can be lucky: a newcomer is held back by the standard error that one seed has.
+        spread = [float(np.std(one.samples, ddof=1)) for one in known if len(one.samples) > 2]
+        noise = float(np.median(spread)) if spread else 0.0
+        known.sort(key=lambda one: (float(np.mean(one.samples)) + noise / math.sqrt(len(one.samples)), one.id))
+        self.state.elites = known[: self.settings.elites]
+
+    def _weights(self, individuals: list[Individual]) -> NDArray[np.float64]:
+        return WEIGHTS[self.settings.weight](np.array([one.estimate for one in individuals]))
+
+    def _train(self, phase: str) -> None:
+        """Weighted training on this generation and the replayed ones, weights computed over all of them."""
+        current = [one for one in self._born if math.isfinite(one.estimate)]
+        samples = self._distinct([*(one for old in self.state.replay for one in old), *self.state.elites, *current])
+        if len(samples) < 2:
+            return
+        z = np.stack([one.z for one in samples])
+        taus = np.stack([one.tau for one in samples]).astype(np.float32)
+        self.reward.train(z, taus, self._weights(samples), self._seed_of(f"train-{phase}"))
+
+    @staticmethod
+    def _distinct(individuals: list[Individual]) -> list[Individual]:
+        return list({one.id: one for one in individuals}.values())
+
+    def _seed_of(self, purpose: str) -> int:
+        return child_seed(self.seed, purpose, self.state.generation)
+
+    # -- showing ------------------------------------------------------------------------------------------------------
+
+    def _show(self, under_way: float = 0.0) -> None:
+        state = self.state
+        share = min(1.0, (state.spent + under_way) / self.settings.budget)
+        best = f"best {state.history[-1]['best']:.3f}" if state.history else "best –"
+        floor = f"floor {self.floor:.3f}" if math.isfinite(self.floor) else "floor –"
+        self.progress.advance(share, f"generation {state.generation} · {best} · {floor} {self.target.unit}")
+
+    # -- what a commit takes --------------------------------------------------------------------------------------------
+
+    @property
+    def born(self) -> list[Individual]:
+        """Individuals of the last generation."""
+        return self._born
+
+    @property
+    def traffic(self) -> dict[str, Array]:
+        """Queues of the last generation's simulations by key."""
+        return self._traffic

@@ -1,0 +1,101 @@
+"""Simulations that are never lost: each result is journaled under its key as it arrives, and never repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..scenarios.macro import Macro
+from ..workers.fleet import Failure
+from ..workers.pool import Job, Pool
+from ..workers.sumo import Rollout
+from .progress import Progress
+from .store import Arrays, RunStore
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the platform keeps of a simulation; `error` is set if it failed."""
+
+    macro: Macro | None
+    minutes: int
+    teleports: int
+    arrived: int
+    running: int
+    waiting: int
+    sumo_seconds: float
+    error: str = ""
+
+    def complete(self, minutes: int) -> bool:
+        return self.macro is not None and self.minutes == minutes
+
+
+class Simulations:
+    """A pool with a journal and a progress display."""
+
+    def __init__(self, pool: Pool, store: RunStore | None, progress: Progress) -> None:
+        self.pool = pool
+        self._store = store
+        self._progress = progress
+
+    def run(self, jobs: Iterable[Job]) -> dict[str, Outcome]:
+        """Simulates all jobs, those of the journal excepted; results by key."""
+        return dict(self.stream(jobs))
+
+    def stream(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Outcome]]:
+        fresh: list[Job] = []
+        for job in jobs:
+            recorded = None if self._store is None else self._store.journal_get(job.key)
+            if recorded is None:
+                fresh.append(job)
+            else:
+                yield job.key, _from_arrays(recorded)
+        for key, result in self.pool.simulate(fresh):
+            outcome = _outcome(result)
+            if self._store is not None:
+                self._store.journal_put(key, _to_arrays(outcome))
+            self._progress.simulated()
+            yield key, outcome
+
+
+def _outcome(result: Rollout | Failure) -> Outcome:
+    if isinstance(result, Failure):
+        return Outcome(None, 0, 0, 0, 0, 0, 0.0, result.error)
+    return Outcome(
+        result.macro,
+        result.minutes,
+        result.teleports,
+        result.arrived,
+        result.running,
+        result.waiting,
+        result.sumo_seconds,
+    )
+
+
+def _to_arrays(outcome: Outcome) -> Arrays:
+    arrays: Arrays = {
+        "counts": np.array(
+            [outcome.minutes, outcome.teleports, outcome.arrived, outcome.running, outcome.waiting], np.int64
+        ),
+        "sumo_seconds": np.array(outcome.sumo_seconds),
+        "error": np.array(outcome.error),
+    }
+    if outcome.macro is not None:
+        for name in ("queue", "speed", "count"):
+            value = getattr(outcome.macro, name)
+            if value is not None:
+                arrays[name] = value
+    return arrays
+
+
+def _from_arrays(arrays: Arrays) -> Outcome:
+    macro = None
+    if "queue" in arrays:
+        macro = Macro(arrays["queue"], arrays.get("speed"), arrays.get("count"))
+    counts = [int(value) for value in arrays["counts"]]
+    return Outcome(macro, *counts, sumo_seconds=float(arrays["sumo_seconds"]), error=str(arrays["error"]))

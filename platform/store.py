@@ -1,0 +1,226 @@
+"""The run store: a directory that holds everything a run leaves behind.
+
+    config.yaml            the configuration (written once; another configuration is refused)
+    manifest.json          what is committed: the last complete generation and its files
+    journal/               one file per finished simulation of the generation under way
+    ledger/, macro/        Parquet, one file per generation: individuals, and the traffic of each simulation
+    checkpoints/           safetensors and JSON, one per generation
+    references.json, evaluation.json, report.html, figures/, events.* (TensorBoard)
+
+Files appear by rename, complete or not at all; the manifest commits them. All of it is data: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from ..scenarios.errors import InputError
+from .config import Config, load_config
+
+Arrays = dict[str, NDArray[Any]]
+NEEDED = 200 * 2**20  # bytes of free space below which a run is not begun
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file under a temporary name and renames it, so that readers see it whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"{path}: the disk is full; nothing that was finished is lost. Make room and run the same command again"
+            ) from error
+        raise
+
+
+class RunStore:
+    """One run's directory. Open it with `create` (to write) or `open` (to read)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock: IO[str] | None = None
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, directory: Path, config: Config, extend: bool = False) -> RunStore:
+        """Opens a run for writing: a new one, or the same one again, which goes on where it stopped.
+
+        `extend` (the --resume flag) demands an existing run and lets its length settings change.
+
+        Raises:
+            InputError: the directory holds another run or other files, another process writes to it, or the disk is full.
+        """
+        store = cls(directory)
+        path = directory / "config.yaml"
+        if extend and not path.exists():
+            raise InputError(f"{directory}: nothing to resume here (no config.yaml); drop --resume to start a run")
+        if not path.exists() and directory.is_dir() and any(directory.iterdir()):
+            raise InputError(f"{directory}: not empty and not a run of Throng; choose another --out")
+        try:
+            (directory / "journal").mkdir(parents=True, exist_ok=True)
+            for name in ("ledger", "macro", "checkpoints"):
+                (directory / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{directory}: cannot write there ({error.strerror}); choose another --out") from error
+        if shutil.disk_usage(directory).free < NEEDED:
+            raise InputError(f"{directory}: less than {NEEDED >> 20} MiB free there; make room or choose another --out")
+        store._claim()
+        if path.exists():
+            store._same_run(config, extend)
+        if not path.exists() or extend:
+            write_atomic(path, lambda temporary: temporary.write_text(config.to_yaml()))
+        return store
+
+    @classmethod
+    def open(cls, directory: Path) -> RunStore:
+        """Opens a run for reading.
+
+        Raises:
+            InputError: there is no run.
+        """
+        if not (directory / "config.yaml").is_file():
+            raise InputError(f"{directory}: no run here (no config.yaml); give the folder that `throng run` printed")
+        return cls(directory)
+
+    def _claim(self) -> None:
+        lock = (self.directory / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{self.directory}: another process is working on this run; choose another --out") from error
+        self._lock = lock
+
+    def _same_run(self, config: Config, extend: bool) -> None:
+        before = self.config().model_dump(mode="json")
+        now = config.model_dump(mode="json")
+        free = {"workers", "report"}
+        lengths = {"budget", "generations", "patience"}
+        changed = [
+            f"{group}.{key}" if isinstance(now[group], dict) else group
+            for group in now
+            if group not in free
+            for key in (now[group] if isinstance(now[group], dict) else [""])
+            if (now[group][key] != before[group][key] if key else now[group] != before[group])
+            and not (extend and group == "search" and key in lengths)
+        ]
+        if changed:
+            hint = "" if extend else " (a longer budget for the same run: add --resume)"
+            raise InputError(
+                f"{self.directory}: holds another run: {', '.join(changed)} differ{'s' if len(changed) == 1 else ''}; "
+                f"choose another --out{hint}"
+            )
+
+    def config(self) -> Config:
+        return load_config(self.directory / "config.yaml")
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # -- the journal: finished simulations of the generation under way ------------------------------------------------
+
+    def journal_get(self, key: str) -> Arrays | None:
+        """What was recorded under `key`, or None."""
+        path = self.directory / "journal" / f"{key}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                return dict(data)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: damaged ({error}); delete it and run again: that simulation is repeated") from error
+
+    def journal_put(self, key: str, arrays: Arrays) -> None:
+        def write(path: Path) -> None:
+            with path.open("wb") as stream:
+                np.savez(stream, allow_pickle=False, **arrays)
+
+        write_atomic(self.directory / "journal" / f"{key}.npz", write)
+
+    # -- generations --------------------------------------------------------------------------------------------------
+
+    def manifest(self) -> dict[str, Any]:
+        path = self.directory / "manifest.json"
+        return json.loads(path.read_text()) if path.exists() else {"generation": -1, "finished": False}
+
+    def commit(
+        self,
+        generation: int,
+        ledger: list[dict[str, Any]],
+        macros: dict[str, NDArray[np.float32]],
+        tensors: Mapping[str, torch.Tensor],
+        facts: dict[str, Any],
+    ) -> None:
+        """Makes a generation permanent: ledger rows, traffic by simulation key, checkpoint; then empties its journal."""
+        name = f"{generation:04d}"
+        table = pa.Table.from_pylist(ledger)
+        write_atomic(self.directory / "ledger" / f"{name}.parquet", lambda path: pq.write_table(table, path))
+        keys = list(macros)
+        if keys:
+            m, minutes = macros[keys[0]].shape
+            flat = np.stack([macros[key] for key in keys]).astype(np.float16).reshape(len(keys), -1)
+            column = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), m * minutes)
+            traffic = pa.table({"key": keys, "queue": column}).replace_schema_metadata(
+                {"roads": str(m), "minutes": str(minutes)}
+            )
+            write_atomic(self.directory / "macro" / f"{name}.parquet", lambda path: pq.write_table(traffic, path))
+        checkpoint = self.directory / "checkpoints" / f"{name}.safetensors"
+        write_atomic(checkpoint, lambda path: save_file(dict(tensors), path))
+        facts = {"generation": generation, "finished": False, "written": time.time(), **facts}
+        self.write_json("manifest.json", facts)
+        for path in (self.directory / "journal").glob(f"g{name}-*.npz"):
+            path.unlink()
+        for path in (self.directory / "checkpoints").glob("*.safetensors"):
+            if path.stem < f"{generation - 1:04d}":
+                path.unlink()
+
+    def checkpoint(self) -> dict[str, torch.Tensor]:
+        generation = self.manifest()["generation"]
+        return load_file(self.directory / "checkpoints" / f"{generation:04d}.safetensors")
+
+    def ledger(self) -> pa.Table:
+        """All committed individuals, one row each."""
+        last = self.manifest()["generation"]
+        paths = [p for p in sorted((self.directory / "ledger").glob("*.parquet")) if int(p.stem) <= last]
+        return pa.concat_tables([pq.read_table(path) for path in paths], promote_options="default")
+
+    # -- small files --------------------------------------------------------------------------------------------------
+
+    def write_json(self, name: str, data: Any) -> None:
+        text = json.dumps(data, indent=1, allow_nan=True)
+        write_atomic(self.directory / name, lambda path: path.write_text(text))
+
+    def read_json(self, name: str) -> Any | None:
+        path = self.directory / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+@contextmanager
+def opened(store: RunStore) -> Iterator[RunStore]:
+    try:
+        yield store
+    finally:
+        store.close()

@@ -1,0 +1,146 @@
+"""A run's workshop: its case, its workers and its target, opened the same way by every command."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from ..cluster.session import session
+from ..policies.navigation import route_vehicles
+from ..scenarios.demand import Routes
+from ..scenarios.errors import InputError
+from ..scenarios.macro import Macro, critical_threshold, reference_speed
+from ..workers.pool import Job, LocalPool, Pool, RayPool
+from .case import Case, Truth, load_case
+from .config import Config
+from .progress import Progress
+from .seeds import child_seed
+from .simulations import Outcome, Simulations
+from .store import RunStore
+from .target import Target
+
+Array = NDArray[np.float32]
+HABITS = 2  # rounds in which the hidden drivers learn what traffic to expect
+
+
+@dataclass(frozen=True, eq=False)
+class Workbench:
+    """Everything a command needs to simulate the case and judge the result."""
+
+    case: Case
+    simulations: Simulations
+    target: Target
+    reference: Array  # [roads, minutes] queues with everybody on the shortest path: the state before anything is known
+    truth: Truth | None  # synthetic studies with hidden preferences
+    truth_routes: Routes | tuple[str, ...] | None  # what the observed drivers drove, if the case knows
+    habit: Array  # [roads, minutes] queues the hidden drivers expect
+
+    def seed(self, *names: str | int) -> int:
+        return child_seed(self.case.config.seed, *names)
+
+    def must(self, jobs: list[Job]) -> list[Outcome]:
+        """Simulates jobs that have to succeed, in order.
+
+        Raises:
+            InputError: SUMO refused one: the inputs are at fault.
+        """
+        outcomes = self.simulations.run(jobs)
+        return [_must(job.key, outcomes[job.key]) for job in jobs]
+
+
+def _must(key: str, outcome: Outcome) -> Outcome:
+    if outcome.macro is None:
+        raise InputError(f"the simulation {key} failed: {outcome.error}")
+    return outcome
+
+
+@contextlib.contextmanager
+def workbench(config: Config, store: RunStore | None, progress: Progress, case: Case | None = None) -> Iterator[Workbench]:
+    """Opens the case, starts the workers and prepares the target; `case` is given when it has been loaded already."""
+    with contextlib.ExitStack() as stack:
+        if case is None:
+            case = load_case(config, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="throng-"))))
+        pool = stack.enter_context(_workers(config, case))
+        simulations = Simulations(pool, store, progress)
+        progress.phase("observing")
+        yield _prepare(case, simulations)
+
+
+@contextlib.contextmanager
+def _workers(config: Config, case: Case) -> Iterator[Pool]:
+    given = config.workers
+    replan = config.navigation.replan
+    pool: Pool
+    if given.rollouts == 0:
+        pool = LocalPool(case.problem, replan, given.deadline)
+        try:
+            yield pool
+        finally:
+            pool.close()
+        return
+    with session(given.address, given.rollouts) as rollouts:
+        pool = RayPool(case.problem, replan, given.deadline, rollouts, restarts=given.restarts)
+        try:
+            yield pool
+        finally:
+            if ray.is_initialized():
+                pool.close()
+
+
+def _prepare(case: Case, simulations: Simulations) -> Workbench:
+    """Simulates the reference traffic and, where nothing was observed, what the hidden drivers do."""
+    config, scenario = case.config, case.scenario
+    seed = child_seed(config.target.truth_seed, "observed")
+
+    def simulate(key: str, routes: Routes | tuple[str, ...]) -> Outcome:
+        return _must(key, simulations.run([Job(key, seed, routes=routes)])[key])
+
+    shortest = route_vehicles(scenario.network, scenario.demand.origin, scenario.demand.destination, None)
+    reference = simulate("prepare-reference", shortest)
+    assert reference.macro is not None
+    truth: Truth | None = None
+    routes: Routes | tuple[str, ...] | None = None
+    habit = reference.macro.queue
+    if case.observed is not None:
+        values, kind, macro = case.observed.values, case.observed.kind, None
+    else:
+        kind = config.target.kind
+        if config.target.truth == "published":
+            assert case.published is not None
+            routes = case.published.edges
+            macro = simulate("prepare-published", routes).macro
+        else:
+            truth = Truth(case)
+            for round_ in range(HABITS):
+                routes = truth.routes(habit)
+                macro = simulate(f"prepare-truth{round_}", routes).macro
+                assert macro is not None
+                if round_ + 1 < HABITS:
+                    habit = macro.queue
+        assert macro is not None
+        values = macro.queue
+    target = _target(case, kind, values, macro, reference.macro)
+    return Workbench(case, simulations, target, reference.macro.queue, truth, routes, habit)
+
+
+def _target(case: Case, kind: str, values: Array, observed: Macro | None, reference: Macro) -> Target:
+    network, given = case.scenario.network, case.config.target
+    if kind != "lcc":
+        return Target(kind, values, network)  # type: ignore[arg-type]
+    # v_max of Zeng et al.: pooled over what was observed and the reference, frozen before the search.
+    speeds = [macro.speed for macro in (observed, reference) if macro is not None and macro.speed is not None]
+    free = reference_speed(speeds, network.speed)
+    if given.functional_speed == "critical":
+        threshold = critical_threshold(speeds[0], free, network)
+    else:
+        threshold = given.functional_speed
+    target = Target("lcc", np.zeros(0, np.float32), network, free, threshold, given.connectivity)
+    series = values if observed is None else target.quantity(observed)
+    return Target("lcc", series, network, free, threshold, given.connectivity)

@@ -1,0 +1,1 @@
+"""What is learned: navigation, offline learners, preference models and the diffusion model over them. No Ray."""

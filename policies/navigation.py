@@ -1,0 +1,239 @@
+"""Routes of all vehicles in one call: A* + Q (MASDiff, Eq. 12) and a consistent router beside it.
+
+`astar_q` is the paper's hybrid: the open list is ordered by `f = g + h` with `g` the driven metres and
+`h = L1(road, destination) - lambda * Q(s, a)`. With that bias h is neither admissible nor consistent, so the result is *a*
+route, not the optimum of an additive objective; the closed set without re-opening is what guarantees that a route is found
+whenever one exists. The paper prints an L2 norm and writes "Manhattan": L1 here.
+
+`consistent` is the optimum of `sum(max(length - lambda * reward, floor))`: Dijkstra on the rewards themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from ..scenarios.demand import Routes
+from ..scenarios.network import RoadNetwork
+
+RouterName = Literal["astar_q", "consistent"]
+FLOOR = 0.05  # consistent router: a road costs at least this share of its length
+
+
+def route_vehicles(
+    network: RoadNetwork,
+    origin: NDArray[np.int32],
+    destination: NDArray[np.int32],
+    bonus: NDArray[np.float32] | None,
+    router: RouterName = "astar_q",
+) -> Routes:
+    """One route for every vehicle, from its origin road to its destination road.
+
+    Args:
+        network: roads and allowed connections; road lengths in metres.
+        origin, destination: `[vehicles] int32` road indices.
+        bonus: `[vehicles, connections] float32`, metres by which a vehicle favours a connection: `lambda * Q` for
+            `astar_q`, `lambda * reward` for `consistent`. None: no preferences, the shortest distance by Dijkstra.
+        router: how the bonus enters (see the module).
+
+    Raises:
+        ValueError: a vehicle's destination cannot be reached over the allowed connections (names its index).
+    """
+    to = np.ascontiguousarray(network.connections[:, 1])
+    length = network.length[to]
+    if bonus is None:
+        return _dijkstra(network, length, np.zeros((1, to.size), np.float32), origin, destination)
+    if router == "consistent":
+        return _dijkstra(network, length, bonus, origin, destination)
+    if router == "astar_q":
+        found = _astar_q(network.first, to, network.allowed, length, network.end_xy, bonus, origin, destination)
+        return _checked(*found)
+    raise ValueError(f"unknown router {router!r}; choose astar_q or consistent")
+
+
+def fastest_routes(
+    network: RoadNetwork, origin: NDArray[np.int32], destination: NDArray[np.int32]
+) -> Routes:
+    """Fastest free-flow routes (length over speed limit) of all vehicles: a null of every comparison."""
+    to = np.ascontiguousarray(network.connections[:, 1])
+    seconds = (network.length / network.speed)[to].astype(np.float32)
+    return _dijkstra(network, seconds, np.zeros((1, to.size), np.float32), origin, destination)
+
+
+def _dijkstra(
+    network: RoadNetwork,
+    cost: NDArray[np.float32],
+    bonus: NDArray[np.float32],
+    origin: NDArray[np.int32],
+    destination: NDArray[np.int32],
+) -> Routes:
+    to = np.ascontiguousarray(network.connections[:, 1])
+    floor = np.float32(FLOOR)
+    return _checked(*_consistent(network.first, to, network.allowed, cost, bonus, floor, origin, destination))
+
+
+def _checked(roads: NDArray[np.int32], offsets: NDArray[np.int64]) -> Routes:
+    missing = np.flatnonzero(np.diff(offsets) == 0)
+    if missing.size:
+        raise ValueError(f"no route for {missing.size} vehicles, the first is vehicle number {missing[0]}")
+    return Routes(roads, offsets)
+
+
+@numba.njit(cache=True, nogil=True)
+def _push(keys, items, size, key, item):  # type: ignore[no-untyped-def]
+    i = size
+    while i > 0:
+        parent = (i - 1) >> 1
+        if keys[parent] <= key:
+            break
+        keys[i] = keys[parent]
+        items[i] = items[parent]
+        i = parent
+    keys[i] = key
+    items[i] = item
+    return size + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _pop(keys, items, size):  # type: ignore[no-untyped-def]
+    """Smallest key first; returns the new size and leaves the popped pair at that index."""
+    size -= 1
+    top_key, top_item = keys[0], items[0]
+    key, item = keys[size], items[size]
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= size:
+            break
+        if child + 1 < size and keys[child + 1] < keys[child]:
+            child += 1
+        if keys[child] >= key:
+            break
+        keys[i] = keys[child]
+        items[i] = items[child]
+        i = child
+    keys[i] = key
+    items[i] = item
+    keys[size] = top_key
+    items[size] = top_item
+    return size
+
+
+@numba.njit(cache=True, nogil=True)
+def _append(roads, used, previous, origin, destination, scratch):  # type: ignore[no-untyped-def]
+    """Writes the path that ends at destination behind `used`; grows the array when it is full."""
+    n = 0
+    road = destination
+    while True:
+        scratch[n] = road
+        n += 1
+        if road == origin:
+            break
+        road = previous[road]
+    if used + n > roads.shape[0]:
+        grown = np.empty(max(2 * roads.shape[0], used + n), np.int32)
+        grown[:used] = roads[:used]
+        roads = grown
+    for i in range(n):
+        roads[used + i] = scratch[n - 1 - i]
+    return roads, used + n
+
+
+@numba.njit(cache=True, nogil=True)
+def _astar_q(first, to, allowed, length, xy, bonus, origin, destination):  # type: ignore[no-untyped-def]
+    vehicles = origin.shape[0]
+    m = first.shape[0] - 1
+    roads = np.empty(vehicles * 16 + 64, np.int32)
+    offsets = np.zeros(vehicles + 1, np.int64)
+    g = np.empty(m, np.float32)
+    f = np.empty(m, np.float32)
+    previous = np.empty(m, np.int32)
+    state = np.empty(m, np.int8)  # 0 unseen, 1 open, 2 closed
+    keys = np.empty(to.shape[0] + 2, np.float32)
+    items = np.empty(to.shape[0] + 2, np.int32)
+    scratch = np.empty(m, np.int32)
+    used = 0
+    for i in range(vehicles):
+        start, goal = origin[i], destination[i]
+        gx, gy = xy[goal, 0], xy[goal, 1]
+        state[:] = 0
+        g[start] = 0.0
+        f[start] = 0.0
+        state[start] = 1
+        size = _push(keys, items, 0, np.float32(0.0), start)
+        found = False
+        while size > 0:
+            size = _pop(keys, items, size)
+            s = items[size]
+            if state[s] == 2:
+                continue
+            state[s] = 2
+            if s == goal:
+                found = True
+                break
+            for e in range(first[s], first[s + 1]):
+                t = to[e]
+                if not allowed[e] or state[t] == 2:
+                    continue
+                driven = g[s] + length[e]
+                key = driven + abs(xy[t, 0] - gx) + abs(xy[t, 1] - gy) - bonus[i, e]
+                if state[t] == 0 or key < f[t]:
+                    state[t] = 1
+                    g[t] = driven
+                    f[t] = key
+                    previous[t] = s
+                    size = _push(keys, items, size, key, t)
+        if found:
+            roads, used = _append(roads, used, previous, start, goal, scratch)
+        offsets[i + 1] = used
+    return roads[:used].copy(), offsets
+
+
+@numba.njit(cache=True, nogil=True)
+def _consistent(first, to, allowed, length, bonus, floor, origin, destination):  # type: ignore[no-untyped-def]
+    """Dijkstra on `max(length - bonus, floor * length)`; a bonus of one row is shared by all vehicles."""
+    vehicles = origin.shape[0]
+    m = first.shape[0] - 1
+    roads = np.empty(vehicles * 16 + 64, np.int32)
+    offsets = np.zeros(vehicles + 1, np.int64)
+    g = np.empty(m, np.float32)
+    previous = np.empty(m, np.int32)
+    closed = np.empty(m, np.bool_)
+    keys = np.empty(to.shape[0] + 2, np.float32)
+    items = np.empty(to.shape[0] + 2, np.int32)
+    scratch = np.empty(m, np.int32)
+    used = 0
+    last = bonus.shape[0] - 1
+    for i in range(vehicles):
+        row = min(i, last)
+        start, goal = origin[i], destination[i]
+        g[:] = np.inf
+        closed[:] = False
+        g[start] = 0.0
+        size = _push(keys, items, 0, np.float32(0.0), start)
+        found = False
+        while size > 0:
+            size = _pop(keys, items, size)
+            s = items[size]
+            if closed[s]:
+                continue
+            closed[s] = True
+            if s == goal:
+                found = True
+                break
+            for e in range(first[s], first[s + 1]):
+                t = to[e]
+                if not allowed[e] or closed[t]:
+                    continue
+                cost = g[s] + max(length[e] - bonus[row, e], floor * length[e])
+                if cost < g[t]:
+                    g[t] = cost
+                    previous[t] = s
+                    size = _push(keys, items, size, cost, t)
+        if found:
+            roads, used = _append(roads, used, previous, start, goal, scratch)
+        offsets[i + 1] = used
+    return roads[:used].copy(), offsets

@@ -1,0 +1,144 @@
+"""From rewards to routes: the offline learner and the navigation policy of all vehicles, composed.
+
+Vehicles are taken in chunks, so that a city of 100,000 vehicles needs memory for one chunk of rewards and Q only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..scenarios.demand import Demand, Routes
+from ..scenarios.network import RoadNetwork
+from .features import queue_feature
+from .navigation import RouterName, route_vehicles
+from .preferences import PreferenceModel, Rewards
+from .value_iteration import state_values, value_iteration
+
+Array = NDArray[np.float32]
+CHUNK = 4096  # vehicles decoded, learnt and routed at a time
+CALIBRATION_DRAWS, CALIBRATION_VEHICLES = 8, 256
+
+
+@dataclass(frozen=True)
+class Navigation:
+    """How rewards become routes (MASDiff, A.1 and Eq. 12; values the paper omits are ours)."""
+
+    router: RouterName = "astar_q"
+    heuristic: Literal["q", "advantage"] = "q"  # the bias of A*: Q(s, a), or Q(s, a) - V(s)
+    lambda_metres: float = 300.0  # metres of detour worth one s.d. of Q (astar_q) or of reward (consistent)
+    discount: float = 0.8  # gamma
+
+
+class Navigator:
+    """Learns the policies of all vehicles from rewards and a traffic state, and routes them.
+
+    Q is divided by one constant, its s.d. over connections for a driver drawn from the prior, so that lambda is in metres
+    and a driver with weak preferences stays close to the shortest path. (Dividing by each vehicle's own s.d. instead
+    would make the strength of a preference unlearnable.)
+    """
+
+    def __init__(self, network: RoadNetwork, demand: Demand, begin: float, navigation: Navigation) -> None:
+        self.network = network
+        self.demand = demand
+        self.navigation = navigation
+        self.minute = np.maximum(((demand.depart - begin) // 60).astype(np.int64), 0)
+        self._to = np.ascontiguousarray(network.connections[:, 1])
+        self._bias_scale = 1.0
+
+    def calibrate(self, model: PreferenceModel, seed: int = 0) -> None:
+        """Sets the constant that turns Q into units of its prior standard deviation."""
+        rng = np.random.default_rng(seed)
+        empty = np.zeros((self.network.road_count, 1), np.float32)
+        rows = np.linspace(0, len(self.demand.ids) - 1, min(CALIBRATION_VEHICLES, len(self.demand.ids)), dtype=np.int64)
+        spread = []
+        for _ in range(CALIBRATION_DRAWS):
+            rewards = model.decode(rng.standard_normal(model.shape, dtype=np.float32))
+            few = Rewards(rewards.static[rows], np.zeros(rows.size, np.float32))
+            bias = self._bias(few, empty, np.zeros(rows.size, np.int64))
+            spread.append(bias[:, self.network.allowed].std(axis=1).mean())
+        self._bias_scale = max(float(np.mean(spread)), 1e-9)
+
+    @property
+    def gain(self) -> np.float32:
+        """Metres per unit of Q (or of reward, for the consistent router)."""
+        return np.float32(self.navigation.lambda_metres / self._bias_scale)
+
+    def q_values(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
+        """Q of vehicles departing in `minute` when roads queue as `queue [roads, minutes]`; `[vehicles, connections]`."""
+        return value_iteration(
+            self.reward_table(rewards, queue, minute),
+            self.network.first,
+            self._to,
+            self.network.allowed,
+            self.navigation.discount,
+        )
+
+    def reward_table(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
+        """R(s, a) at each vehicle's departure minute, `[vehicles, connections]`."""
+        table = rewards.static
+        if rewards.queue_weight.any() and queue.any():
+            ahead = queue_feature(queue)[self._to]  # [connections, minutes]
+            table = table + rewards.queue_weight[:, None] * ahead.T[np.minimum(minute, queue.shape[1] - 1)]
+        return table
+
+    def _bias(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
+        """What the router adds to a connection, before scaling to metres."""
+        if self.navigation.router == "consistent":
+            return self.reward_table(rewards, queue, minute)
+        q = self.q_values(rewards, queue, minute)
+        if self.navigation.heuristic == "advantage":
+            values = state_values(q, self.network.first, self.network.allowed)
+            q = q - values[:, self.network.connections[:, 0]]
+        return q
+
+    def routes(self, rewards: Rewards, queue: Array) -> Routes:
+        """Routes of all vehicles, learnt at the traffic state `queue [roads, minutes]` of their departure minute."""
+        parts = []
+        count = len(self.demand.ids)
+        for start in range(0, count, CHUNK):
+            rows = slice(start, min(start + CHUNK, count))
+            chunk = Rewards(rewards.static[rows], rewards.queue_weight[rows])
+            bonus = self.gain * self._bias(chunk, queue, self.minute[rows])
+            origin, destination = self.demand.origin[rows], self.demand.destination[rows]
+            parts.append(route_vehicles(self.network, origin, destination, bonus, self.navigation.router))
+        return concatenate(parts)
+
+
+def concatenate(parts: list[Routes]) -> Routes:
+    """Routes of several chunks of vehicles as one."""
+    if len(parts) == 1:
+        return parts[0]
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Routes(np.concatenate([part.roads for part in parts]), offsets)
+
+
+class JunctionPolicy:
+    """Decides for vehicles on the road: what was learnt at departure, with the queues of now in the state.
+
+    `Q(s, a) = r(s, a; queues now) + gamma V(s')` with V learnt at the vehicle's departure.
+    """
+
+    def __init__(self, navigator: Navigator, rewards: Rewards, queue: Array) -> None:
+        self._navigator = navigator
+        self._weight = rewards.queue_weight
+        network, navigation = navigator.network, navigator.navigation
+        self._base = rewards.static
+        if navigation.router == "astar_q":
+            q = navigator.q_values(rewards, queue, navigator.minute)
+            values = state_values(q, network.first, network.allowed)
+            self._base = rewards.static + np.float32(navigation.discount) * values[:, network.connections[:, 1]]
+            if navigation.heuristic == "advantage":
+                self._base -= values[:, network.connections[:, 0]]
+
+    def routes(self, vehicles: NDArray[np.int32], roads: NDArray[np.int32], queue: Array) -> Routes:
+        """Ways on from `roads [k]` to the destinations of `vehicles [k]` when roads queue as `queue [roads]` now."""
+        navigator = self._navigator
+        ahead = queue_feature(queue)[navigator.network.connections[:, 1]]
+        bonus = navigator.gain * (self._base[vehicles] + self._weight[vehicles, None] * ahead)
+        destination = navigator.demand.destination[vehicles]
+        return route_vehicles(navigator.network, roads, destination, bonus, navigator.navigation.router)

@@ -1,0 +1,207 @@
+"""Learner shards and SUMO rollouts as one pool: preferences or routes in, simulated traffic out.
+
+With Ray, a fleet of learners turns latents into routes (kept in the object store) and a fleet of rollout actors simulates
+them; with `rollouts=0` the same plain classes run in this process, which is what one debugs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from ..policies.problem import Problem
+from ..policies.screening import road_flows
+from ..scenarios.demand import Routes
+from .fleet import Failure, Fleet
+from .junction import JunctionControl
+from .learner import Learner
+from .sumo import GiveUp, Rollout, SumoRollout
+from .sumo_files import Fidelity
+
+Array = NDArray[np.float32]
+Replan = Literal["pretrip", "junction"]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One simulation: of a latent learnt at a traffic state, or of given routes."""
+
+    key: str
+    seed: int
+    fidelity: Fidelity = "micro"
+    quiet: bool = False
+    z: Array | None = None
+    queue: Array | None = None  # [roads, minutes] the traffic state z is learnt at
+    routes: Routes | tuple[str, ...] | None = None
+    give_up: GiveUp | None = None
+
+
+class Pool(Protocol):
+    """Runs simulations and screens candidates."""
+
+    restarts: int
+
+    def simulate(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Rollout | Failure]]: ...
+
+    def flows(self, candidates: Iterable[tuple[Array, Array]]) -> list[Array]:
+        """Expected vehicles entering each road per minute, `[roads, minutes]`, for pairs of latent and traffic state."""
+
+    def close(self) -> None: ...
+
+
+class Simulator:
+    """Simulates jobs in one process: SUMO, and junction policies where routes are decided live."""
+
+    def __init__(self, problem: Problem, replan: Replan, deadline: float) -> None:
+        self._problem = problem
+        self._replan = replan
+        self._deadline = deadline
+        self._rollout = SumoRollout(problem.scenario)
+        self._learner: Learner | None = None
+
+    def learner(self) -> Learner:
+        if self._learner is None:
+            self._learner = Learner(self._problem)
+        return self._learner
+
+    def simulate(self, job: Job, routes: Routes | tuple[str, ...] | None) -> Rollout:
+        """Runs one job with the routes learnt for it (or the job's own)."""
+        chosen = job.routes if routes is None else routes
+        control = None
+        if self._replan == "junction" and job.z is not None and isinstance(chosen, Routes):
+            assert job.queue is not None
+            policy = self.learner().junction_policy(job.z, job.queue)
+            control = JunctionControl(self._problem.scenario, policy, chosen)
+        assert chosen is not None
+        return self._rollout.run(
+            chosen, job.seed, job.fidelity, job.quiet, job.give_up, self._deadline, control
+        )
+
+    def close(self) -> None:
+        self._rollout.close()
+
+
+class LocalPool:
+    """Everything in this process, one simulation at a time."""
+
+    restarts = 0
+
+    def __init__(self, problem: Problem, replan: Replan, deadline: float) -> None:
+        self._problem = problem
+        self._simulator = Simulator(problem, replan, deadline)
+
+    def simulate(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Rollout | Failure]]:
+        for job in jobs:
+            try:
+                routes = None
+                if job.z is not None and job.queue is not None:
+                    routes = self._simulator.learner().routes(job.z, job.queue)
+                yield job.key, self._simulator.simulate(job, routes)
+            except RuntimeError as error:
+                yield job.key, Failure(str(error))
+
+    def flows(self, candidates: Iterable[tuple[Array, Array]]) -> list[Array]:
+        learner = self._simulator.learner()
+        return [road_flows(self._problem.scenario, learner.routes(z, queue), queue) for z, queue in candidates]
+
+    def close(self) -> None:
+        self._simulator.close()
+
+
+class _LearnerActor:
+    def __init__(self, problem: Problem) -> None:
+        torch.set_num_threads(1)
+        self._learner = Learner(problem)
+        self._scenario = problem.scenario
+
+    def routes(self, z: Array, queue: Array) -> Routes:
+        return self._learner.routes(z, queue)
+
+    def flows(self, z: Array, queue: Array) -> Array:
+        return road_flows(self._scenario, self._learner.routes(z, queue), queue)
+
+
+class _RolloutActor:
+    def __init__(self, problem: Problem, replan: Replan, deadline: float) -> None:
+        torch.set_num_threads(1)
+        self._simulator = Simulator(problem, replan, deadline)
+
+    def simulate(self, job: Job, routes: Routes | tuple[str, ...] | None) -> Rollout:
+        return self._simulator.simulate(job, routes)
+
+    def process(self) -> int:
+        return os.getpid()
+
+
+class RayPool:
+    """A fleet of learners and a fleet of rollout actors on Ray."""
+
+    def __init__(
+        self, problem: Problem, replan: Replan, deadline: float, rollouts: int, learners: int = 1, restarts: int = 8
+    ) -> None:
+        shared = ray.put(problem)  # by the driver, the owner of everything
+        rollout_class = ray.remote(_RolloutActor)
+        learner_class = ray.remote(_LearnerActor)
+
+        def rollout() -> Any:
+            options = rollout_class.options(num_cpus=1, max_task_retries=0)
+            return options.remote(shared, replan, deadline)
+
+        def learner() -> Any:
+            options = learner_class.options(num_cpus=0.25, max_task_retries=0)
+            return options.remote(shared)
+
+        # A simulation's own deadline comes first; the fleet's is for processes that no longer answer at all.
+        self.rollouts = Fleet(rollout, rollouts, deadline=1.5 * deadline + 60.0, restarts=restarts)
+        self.learners = Fleet(learner, learners, deadline=deadline + 60.0, restarts=restarts)
+
+    @property
+    def restarts(self) -> int:
+        return self.rollouts.restarts + self.learners.restarts
+
+    def simulate(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Rollout | Failure]]:
+        """Learns and simulates in a pipeline: a learner works at most a few jobs ahead of the rollouts."""
+        by_key: dict[str, Job] = {}
+
+        def learnt() -> Iterator[tuple[str, tuple[Job, Any]]]:
+            given: list[Job] = []
+
+            def to_learn() -> Iterator[tuple[str, tuple[Array, Array]]]:
+                for job in jobs:
+                    if job.z is None or job.queue is None:
+                        given.append(job)
+                    else:
+                        by_key[job.key] = job
+                        yield job.key, (job.z, job.queue)
+
+            for key, routes in self.learners.run("routes", to_learn()):
+                if isinstance(routes, Failure):
+                    failed.append((str(key), routes))
+                else:
+                    yield str(key), (by_key.pop(str(key)), routes)
+            for job in given:
+                yield job.key, (job, None)
+
+        failed: list[tuple[str, Failure]] = []
+        for key, result in self.rollouts.run("simulate", learnt()):
+            yield str(key), result
+        yield from failed
+
+    def flows(self, candidates: Iterable[tuple[Array, Array]]) -> list[Array]:
+        found: dict[Any, Array] = {}
+        for key, flows in self.learners.run("flows", enumerate(candidates)):
+            if isinstance(flows, Failure):
+                raise RuntimeError(f"a learner failed: {flows.error}")
+            found[key] = flows
+        return [found[i] for i in range(len(found))]
+
+    def close(self) -> None:
+        self.rollouts.close()
+        self.learners.close()

@@ -1,0 +1,203 @@
+"""One SUMO simulation, in process: routes in, queues per road and minute out.
+
+libsumo holds one simulation per process and a second start silently destroys the first, so a rollout claims the process
+while it runs and refuses to share it. Queues are read by plain getters every second and reduced to the minute's maxima on
+the spot; what leaves is columnar.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..scenarios.demand import Routes
+from ..scenarios.macro import Macro, read_edge_data
+from ..scenarios.scenario import Scenario
+from . import libsumo_binding as sumo
+from .junction import JunctionControl
+from .libsumo_binding import RolloutError
+from .sumo_files import Fidelity, SumoFiles
+
+_PREFIX = "throng-rollout-"
+
+
+class RolloutTimeout(RolloutError):
+    """A simulation took longer than its deadline."""
+
+
+@dataclass(frozen=True, eq=False)
+class GiveUp:
+    """Break a simulation off once it can no longer be of use.
+
+    `squared` is the allowed sum of squared errors against `target [roads, minutes]` (NaN: not observed): as errors only
+    add up, a run past it is certain to end past it. `teleports` is the number that marks gridlock.
+    """
+
+    target: NDArray[np.float32]
+    squared: float
+    teleports: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """What one simulation leaves behind."""
+
+    macro: Macro
+    seed: int
+    fidelity: Fidelity
+    quiet: bool
+    arrived: int  # vehicles, background included
+    running: int  # still driving at the end
+    waiting: int  # not inserted at the end
+    teleports: int
+    minutes: int  # simulated; fewer than asked for when given up
+    sumo_seconds: float  # wall time inside SUMO (loading and stepping)
+    seconds: float  # wall time of the whole call
+
+
+class SumoRollout:
+    """Runs a scenario with given routes.
+
+    Args:
+        scenario: the fixed inputs.
+        directory: where input files go; by default a fresh directory in memory (or the temporary folder), removed by
+            `close`, at garbage collection, or by the next worker after a crash.
+    """
+
+    def __init__(self, scenario: Scenario, directory: Path | None = None) -> None:
+        self.scenario = scenario
+        if directory is None:
+            directory = _fresh_directory()
+            self._finalizer: Callable[[], object] = weakref.finalize(
+                self, shutil.rmtree, directory, ignore_errors=True
+            )
+        else:
+            self._finalizer = lambda: None
+        self.files = SumoFiles(scenario, directory)
+        network = scenario.network
+        # What is read every second, and where each road's entries begin in it: (names, first, getter).
+        by_road = (list(network.road_ids), np.arange(network.road_count), sumo.edge_halting)
+        sizes = [len(lanes) for lanes in network.lane_ids]
+        lanes = [lane for lanes in network.lane_ids for lane in lanes]
+        by_lane = (lanes, np.concatenate([[0], np.cumsum(sizes)[:-1]]), sumo.lane_halting)
+        # The mesoscopic model knows no lanes: there a road's queue is always that of the road.
+        self._read = {"meso": by_road, "micro": by_lane if scenario.lanes == "max" else by_road}
+
+    def close(self) -> None:
+        """Removes the input files."""
+        self._finalizer()
+
+    def __enter__(self) -> SumoRollout:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        routes: Routes | tuple[str, ...],
+        seed: int,
+        fidelity: Fidelity = "micro",
+        quiet: bool = False,
+        give_up: GiveUp | None = None,
+        deadline: float | None = None,
+        control: JunctionControl | None = None,
+    ) -> Rollout:
+        """Simulates all vehicles and returns the macro series.
+
+        Args:
+            routes: of the learnt vehicles, as rows of the network or as strings of SUMO edge ids (published routes).
+            seed: of SUMO's driver noise; the same seed gives the same traffic, bit for bit.
+            quiet: no driver noise (sigma and speed deviation zero): for ranking, never for reporting.
+            give_up: break off early when hopeless; the result then covers fewer minutes (the rest is NaN).
+            deadline: seconds of wall time after which the run is broken off with an error.
+            control: decides routes live at junctions (junction routing); None drives the routes as they are.
+
+        Raises:
+            RolloutError: SUMO's own message; RolloutTimeout past the deadline.
+        """
+        began = time.perf_counter()
+        self.files.write_routes(routes)
+        arguments = self.files.options(seed, fidelity, quiet, self.scenario.observe_speed)
+        with sumo.simulation(arguments, self.files.directory / "sumo.log"):
+            queue, counts, minutes, sumo_seconds = self._simulate(fidelity, began, give_up, deadline, control)
+        speed = count = None
+        if self.scenario.observe_speed:
+            measured = read_edge_data(
+                self.files.edge_data, self.scenario.network, self.scenario.begin, self.scenario.minutes
+            )
+            speed, count = measured.speed, measured.count
+        return Rollout(
+            Macro(queue, speed, count),
+            seed,
+            fidelity,
+            quiet,
+            *counts,
+            minutes=minutes,
+            sumo_seconds=sumo_seconds,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _simulate(
+        self,
+        fidelity: Fidelity,
+        began: float,
+        give_up: GiveUp | None,
+        deadline: float | None,
+        control: JunctionControl | None,
+    ) -> tuple[NDArray[np.float32], tuple[int, int, int, int], int, float]:
+        scenario = self.scenario
+        minutes = scenario.minutes
+        names, first, halting = self._read[fidelity]
+        step = sumo.step
+        queue = np.full((scenario.network.road_count, minutes), np.nan, np.float32)
+        steps = round(60.0 / scenario.step_length)
+        per_second = max(1, round(1.0 / scenario.step_length))
+        squared, teleports, arrived, done = 0.0, 0, 0, 0
+        started = time.perf_counter()
+        if control is not None:
+            control.start()
+        for minute in range(minutes):
+            peak = [0] * len(names)
+            for index in range(steps):
+                step()
+                if index % per_second == 0:
+                    now = list(map(halting, names))
+                    peak = list(map(max, peak, now))
+                    if control is not None:
+                        control.decide(np.maximum.reduceat(np.asarray(now, np.float32), first))
+                teleports += sumo.teleports()
+                arrived += sumo.arrived()
+            queue[:, minute] = np.maximum.reduceat(np.asarray(peak, np.float32), first)
+            done = minute + 1
+            if give_up is not None:
+                squared += float(np.nansum(np.square(queue[:, minute] - give_up.target[:, minute])))
+                if squared > give_up.squared or teleports > give_up.teleports:
+                    break
+            if deadline is not None and time.perf_counter() - began > deadline:
+                raise RolloutTimeout(
+                    f"minute {done} of {minutes} after {deadline:.0f} s of wall time: the traffic is likely gridlocked "
+                    "(see `throng scenario check`), or the limit workers.deadline is too low"
+                )
+        return queue, (arrived, sumo.running(), sumo.waiting(), teleports), done, time.perf_counter() - started
+
+
+def _fresh_directory() -> Path:
+    """A directory for one process's input files, in memory where there is room; those of dead processes are removed."""
+    memory = Path("/dev/shm")
+    parent = memory if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**28 else None
+    root = parent or Path(tempfile.gettempdir())
+    for old in root.glob(f"{_PREFIX}*"):
+        pid = old.name.removeprefix(_PREFIX).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
