@@ -94,9 +94,11 @@ class LatentConfig(Settings):
 class NavigationConfig(Settings):
     """How rewards become routes (MASDiff, Eq. 12)."""
 
-    router: Literal["astar_q", "consistent"] = Field("astar_q", description="A* + Q (the paper) or Dijkstra on rewards")
-    heuristic: Literal["q", "advantage"] = Field("q", description="bias of A*: Q, or Q - V")
-    lambda_metres: float = Field(300.0, ge=0, description="metres of detour worth one s.d. of Q")
+    router: Literal["regret", "astar_q", "consistent"] = Field(
+        "regret", description="Dijkstra on length and regret of Q, A* + Q (the paper), or Dijkstra on rewards"
+    )
+    heuristic: Literal["q", "advantage"] = Field("q", description="astar_q: bias of A*: Q, or Q - V")
+    lambda_metres: float = Field(400.0, ge=0, description="metres of detour worth one s.d. of Q")
     discount: float = Field(0.8, ge=0, lt=1, description="gamma of the offline learner")
     replan: Literal["pretrip", "junction"] = Field("pretrip", description="routes fixed at departure, or decided live")
 

@@ -169,9 +169,8 @@ def _network(data: ReportData) -> Figure:
     ):
         now = values[:, data.peak]
         known = np.isfinite(now)
-        order = np.argsort(
-            np.where(known, np.abs(now) * (-1 if data.low_is_bad else 1), -np.inf), kind="stable"
-        )
+        sign = -1 if data.low_is_bad and values is not data.difference else 1  # the worst are drawn last
+        order = np.argsort(np.where(known, sign * np.abs(now), -np.inf), kind="stable")
         axes.add_collection(
             LineCollection(lines, colors=MISSING, linewidths=np.where(known, widths + 0.7, 0.8))
         )
@@ -243,7 +242,7 @@ def _curves(data: ReportData) -> Figure:
     prior = None if data.prior is None else data.total(data.prior)
     _series(panels[0], data.total_observed, data.total_simulated, prior)
     what = "Mean" if data.low_is_bad else "Total"
-    _plain(panels[0], f"{what} {data.kind} of the observed roads", "minute", f"{data.kind}, {data.unit}")
+    _plain(panels[0], f"{what} {data.kind} of {data.scope}", "minute", f"{data.kind}, {data.unit}")
     panels[0].set_ylim(bottom=0)
     if data.lcc:
         _series(panels[1], data.lcc[0], data.lcc[1], None)
@@ -256,11 +255,12 @@ def _curves(data: ReportData) -> Figure:
 
 def _error(data: ReportData) -> Figure:
     figure = _figure(WIDTH * 0.72, 5.0)
-    best = data.history.get("best")
+    history = {name: np.asarray(column, dtype=float) for name, column in data.history.items()}
+    best = history.get("best")
     if best is None or not len(best):
         return _sentence(figure, "No generation has been evaluated yet.")
     axes = figure.subplots()
-    x = np.asarray(data.history["simulations"], dtype=float)
+    x = history["simulations"]
     mark = "o" if len(x) <= 40 else None
     ends: list[tuple[str, float, str]] = []
     for name, mean, sd in data.levels:
@@ -268,7 +268,7 @@ def _error(data: ReportData) -> Figure:
         if np.isfinite(sd) and sd > 0:
             axes.axhspan(mean - sd, mean + sd, color=MUTED, alpha=0.11, linewidth=0)
         ends.append((f"{name} {mean:#.3g}", mean, MUTED))
-    median, spread_of_best = data.history.get("median"), data.history.get("best_sd")
+    median, spread_of_best = history.get("median"), history.get("best_sd")
     if median is not None:
         axes.plot(x, median, color=SECOND, linewidth=1.5, marker=mark, markersize=3)
         ends.append((f"population median {median[-1]:#.3g}", float(median[-1]), SECOND))
@@ -278,7 +278,12 @@ def _error(data: ReportData) -> Figure:
         )
     axes.plot(x, best, color=MODEL, linewidth=2.2, marker=mark, markersize=3.5)
     ends.append((f"best so far {best[-1]:#.3g}", float(best[-1]), MODEL))
-    _plain(axes, "Error against simulations", "simulations so far (micro-equivalents)", f"error, {data.unit}")
+    _plain(
+        axes,
+        "Error against simulations",
+        "simulations so far (micro-equivalents)",
+        f"error, {data.error_unit}",
+    )
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, max(float(np.nanmax(x)), 1.0) * 1.02)
     ends = [end for end in ends if np.isfinite(end[1])]
@@ -354,6 +359,5 @@ def _heatmap(data: ReportData) -> Figure:
     names = [name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}" for name in names]
     all_axes[0].set_yticks(np.arange(1, count + 1), [_literal(name) for name in names])
     all_axes[0].tick_params(axis="y", labelsize=6.5, length=0)
-    kind = "slowest" if data.low_is_bad else "most congested"
-    all_axes[0].set_ylabel(f"the {count} {kind} roads, worst first", fontsize=9.5, color=INK)
+    all_axes[0].set_ylabel(f"the {count} {data.worst} roads, worst first", fontsize=9.5, color=INK)
     return figure

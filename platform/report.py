@@ -93,6 +93,27 @@ class ReportData:
         """Speeds: the colour scale is turned round and the congested roads are the slow ones."""
         return self.kind == "speed"
 
+    @property
+    def worst(self) -> str:
+        """What the first roads of `order` are called."""
+        return {"speed": "slowest", "count": "busiest"}.get(self.kind, "most congested")
+
+    @cached_property
+    def counted(self) -> NDArray[np.bool_]:
+        """[m, T] cells that totals count: the observed ones, or all where only the cluster was observed."""
+        known = ~np.isnan(self.observed)
+        return known if known.any() else np.ones_like(known)
+
+    @property
+    def scope(self) -> str:
+        """The roads that totals count, in words."""
+        return "all roads" if self.counted.all() else "the observed roads"
+
+    @property
+    def error_unit(self) -> str:
+        """That of the errors: a share where only the cluster was observed."""
+        return self.unit if np.isfinite(self.observed).any() or self.lcc is None else "share of all roads"
+
     @cached_property
     def mean(self) -> NDArray[Any]:
         """[m, T] mean of the simulations over their seeds."""
@@ -104,11 +125,11 @@ class ReportData:
         return np.asarray(self.mean - self.observed)
 
     def total(self, series: NDArray[Any]) -> NDArray[Any]:
-        """[..., m, T] -> [..., T]: sum over the roads (mean of speeds), only where something was observed.
+        """[..., m, T] -> [..., T]: sum over the roads (mean of speeds), only over cells that were observed.
 
         The same cells count on both sides, so that a gap in the observations is not taken for less traffic.
         """
-        shared = np.where(np.isnan(self.observed), np.nan, series)
+        shared = np.where(self.counted, series, np.nan)
         return reduce_known(np.nanmean if self.low_is_bad else _known_sum, shared, -2)
 
     @cached_property
@@ -123,8 +144,12 @@ class ReportData:
 
     @cached_property
     def order(self) -> NDArray[Any]:
-        """[m] roads from the most to the least congested in the observations, then those never observed."""
-        load = reduce_known(np.nanmean, self.observed, 1)
+        """[m] roads from the most to the least congested in the observations, then those never observed.
+
+        In the simulations, where only the cluster was observed.
+        """
+        seen = np.isfinite(self.observed).any()
+        load = reduce_known(np.nanmean, self.observed if seen else self.mean, 1)
         return np.argsort(load if self.low_is_bad else -load, kind="stable")
 
     @property
@@ -173,6 +198,7 @@ def render(data: ReportData) -> str:
     """The page. Placeholders are filled in one pass, so that `{{...}}` inside the data stays what it is."""
     parts = {
         "title": html.escape(data.title),
+        "worst": html.escape(data.worst),
         "facts": "".join(
             f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd></div>"
             for label, value in data.summary
@@ -197,6 +223,7 @@ def payload(data: ReportData) -> dict[str, Any]:
         "title": data.title,
         "kind": data.kind,
         "unit": data.unit,
+        "errorUnit": data.error_unit,
         "seeds": data.seeds,
         "minutes": data.minutes,
         "ids": data.road_ids,
@@ -215,6 +242,7 @@ def payload(data: ReportData) -> dict[str, Any]:
             "prior": None if data.prior is None else numbers(data.total(data.prior)),
         },
         "lcc": None,
+        "scope": data.scope,
         "top": data.top.tolist(),
         "order": data.order.tolist(),
         "peak": data.peak,
@@ -293,7 +321,9 @@ def _preference_table(data: ReportData) -> str:
 
 def _level_table(data: ReportData) -> str:
     rows = [[name, _number(mean), _number(sd)] for name, mean, sd in data.levels]
-    return _folded("Reference levels in numbers", ["reference", f"mean error, {data.unit}", "s.d."], rows)
+    return _folded(
+        "Reference levels in numbers", ["reference", f"mean error, {data.error_unit}", "s.d."], rows
+    )
 
 
 def _folded(summary: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -304,7 +334,7 @@ def _evaluation_table(data: ReportData) -> str:
     if not data.evaluation:
         return "<p>No evaluation was run.</p>"
     keys = [key for key in _EVALUATION if any(row.get(key) is not None for row in data.evaluation)]
-    head = ["method"] + [_EVALUATION[key].format(unit=data.unit) for key in keys]
+    head = ["method"] + [_EVALUATION[key].format(unit=data.error_unit) for key in keys]
     rows = [[str(row["method"])] + [_number(row.get(key)) for key in keys] for row in data.evaluation]
     return _table(head, rows)
 

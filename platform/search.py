@@ -31,7 +31,7 @@ from .simulations import Outcome, Simulations
 from .target import Target
 
 Array = NDArray[np.float32]
-COST = {"meso": 0.15, "quiet": 1.0, "micro": 1.0}  # micro-equivalent simulations; bench/ measures the mesoscopic one
+COST = {"meso": 0.125, "quiet": 1.0, "micro": 1.0}  # micro-equivalent simulations; bench/ measures the mesoscopic one
 ORDER: tuple[Rung, ...] = ("meso", "quiet", "micro")
 FINAL_SEEDS = 3  # seeds the winner must have been simulated with before the search ends
 SURROGATE_SAMPLES = 160  # simulations the flow surrogate remembers

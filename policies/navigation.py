@@ -1,11 +1,15 @@
-"""Routes of all vehicles in one call: A* + Q (MASDiff, Eq. 12) and a consistent router beside it.
+"""Routes of all vehicles in one call: A* + Q (MASDiff, Eq. 12) and two consistent routers beside it.
 
 `astar_q` is the paper's hybrid: the open list is ordered by `f = g + h` with `g` the driven metres and
 `h = L1(road, destination) - lambda * Q(s, a)`. With that bias h is neither admissible nor consistent, so the result is *a*
 route, not the optimum of an additive objective; the closed set without re-opening is what guarantees that a route is found
 whenever one exists. The paper prints an L2 norm and writes "Manhattan": L1 here.
 
-`consistent` is the optimum of `sum(max(length - lambda * reward, floor))`: Dijkstra on the rewards themselves.
+`regret` (the default) is the optimum of `sum(length + lambda * (V(s) - Q(s, a)))`: a connection costs its metres and the
+regret of not following the learnt policy there, which is never negative, so Dijkstra's route is exact. It trades distance
+against the same Q as Eq. 12, without the level V(s) that biases the open list.
+
+`consistent` is the optimum of `sum(max(length - lambda * reward, floor))`: Dijkstra on the rewards themselves, no Q.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from numpy.typing import NDArray
 from ..scenarios.demand import Routes
 from ..scenarios.network import RoadNetwork
 
-RouterName = Literal["astar_q", "consistent"]
-FLOOR = 0.05  # consistent router: a road costs at least this share of its length
+RouterName = Literal["regret", "astar_q", "consistent"]
+FLOOR = 0.05  # consistent: a road costs at least this share of its length
 
 
 def route_vehicles(
@@ -28,7 +32,7 @@ def route_vehicles(
     origin: NDArray[np.int32],
     destination: NDArray[np.int32],
     bonus: NDArray[np.float32] | None,
-    router: RouterName = "astar_q",
+    router: RouterName = "regret",
 ) -> Routes:
     """One route for every vehicle, from its origin road to its destination road.
 
@@ -36,7 +40,8 @@ def route_vehicles(
         network: roads and allowed connections; road lengths in metres.
         origin, destination: `[vehicles] int32` road indices.
         bonus: `[vehicles, connections] float32`, metres by which a vehicle favours a connection: `lambda * Q` for
-            `astar_q`, `lambda * reward` for `consistent`. None: no preferences, the shortest distance by Dijkstra.
+            `astar_q`, `lambda * (Q - V)` for `regret`, `lambda * reward` for `consistent`. None: no preferences, the
+            shortest distance by Dijkstra.
         router: how the bonus enters (see the module).
 
     Raises:
@@ -46,12 +51,12 @@ def route_vehicles(
     length = network.length[to]
     if bonus is None:
         return _dijkstra(network, length, np.zeros((1, to.size), np.float32), origin, destination)
-    if router == "consistent":
+    if router in ("regret", "consistent"):
         return _dijkstra(network, length, bonus, origin, destination)
     if router == "astar_q":
         found = _astar_q(network.first, to, network.allowed, length, network.end_xy, bonus, origin, destination)
         return _checked(*found)
-    raise ValueError(f"unknown router {router!r}; choose astar_q or consistent")
+    raise ValueError(f"unknown router {router!r}; choose regret, astar_q or consistent")
 
 
 def fastest_routes(

@@ -27,9 +27,9 @@ CALIBRATION_DRAWS, CALIBRATION_VEHICLES = 8, 256
 class Navigation:
     """How rewards become routes (MASDiff, A.1 and Eq. 12; values the paper omits are ours)."""
 
-    router: RouterName = "astar_q"
-    heuristic: Literal["q", "advantage"] = "q"  # the bias of A*: Q(s, a), or Q(s, a) - V(s)
-    lambda_metres: float = 300.0  # metres of detour worth one s.d. of Q (astar_q) or of reward (consistent)
+    router: RouterName = "regret"  # the paper's is astar_q
+    heuristic: Literal["q", "advantage"] = "q"  # astar_q: the bias of A* is Q(s, a), or Q(s, a) - V(s)
+    lambda_metres: float = 400.0  # metres of detour worth one s.d. of what the router adds
     discount: float = 0.8  # gamma
 
 
@@ -64,7 +64,7 @@ class Navigator:
 
     @property
     def gain(self) -> np.float32:
-        """Metres per unit of Q (or of reward, for the consistent router)."""
+        """Metres per unit of Q, of regret, or of reward, as the router uses it."""
         return np.float32(self.navigation.lambda_metres / self._bias_scale)
 
     def q_values(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
@@ -90,7 +90,7 @@ class Navigator:
         if self.navigation.router == "consistent":
             return self.reward_table(rewards, queue, minute)
         q = self.q_values(rewards, queue, minute)
-        if self.navigation.heuristic == "advantage":
+        if self.navigation.router == "regret" or self.navigation.heuristic == "advantage":
             values = state_values(q, self.network.first, self.network.allowed)
             q = q - values[:, self.network.connections[:, 0]]
         return q
@@ -128,11 +128,11 @@ class JunctionPolicy:
         self._weight = rewards.queue_weight
         network, navigation = navigator.network, navigator.navigation
         self._base = rewards.static
-        if navigation.router == "astar_q":
+        if navigation.router != "consistent":
             q = navigator.q_values(rewards, queue, navigator.minute)
             values = state_values(q, network.first, network.allowed)
             self._base = rewards.static + np.float32(navigation.discount) * values[:, network.connections[:, 1]]
-            if navigation.heuristic == "advantage":
+            if navigation.router == "regret" or navigation.heuristic == "advantage":
                 self._base -= values[:, network.connections[:, 0]]
 
     def routes(self, vehicles: NDArray[np.int32], roads: NDArray[np.int32], queue: Array) -> Routes:

@@ -35,6 +35,8 @@ def _function(domain: str, name: str) -> Callable[..., Any]:
 step: Callable[[], object] = _function("simulation", "step")
 edge_halting: Callable[[str], int] = _function("edge", "getLastStepHaltingNumber")
 lane_halting: Callable[[str], int] = _function("lane", "getLastStepHaltingNumber")
+edge_number: Callable[[str], int] = _function("edge", "getLastStepVehicleNumber")
+edge_speed: Callable[[str], float] = _function("edge", "getLastStepMeanSpeed")
 edge_vehicles: Callable[[str], Sequence[str]] = _function("edge", "getLastStepVehicleIDs")
 teleports: Callable[[], int] = _function("simulation", "getStartingTeleportNumber")
 arrived: Callable[[], int] = _function("simulation", "getArrivedNumber")

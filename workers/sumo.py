@@ -27,6 +27,8 @@ from .junction import JunctionControl
 from .libsumo_binding import RolloutError
 from .sumo_files import Fidelity, SumoFiles
 
+Array = NDArray[np.float32]
+READ_EVERY = {"micro": 1.0, "meso": 5.0}  # seconds between readings of the queues
 _PREFIX = "throng-rollout-"
 
 
@@ -42,7 +44,7 @@ class GiveUp:
     add up, a run past it is certain to end past it. `teleports` is the number that marks gridlock.
     """
 
-    target: NDArray[np.float32]
+    target: Array
     squared: float
     teleports: int
 
@@ -83,14 +85,10 @@ class SumoRollout:
         else:
             self._finalizer = lambda: None
         self.files = SumoFiles(scenario, directory)
-        network = scenario.network
-        # What is read every second, and where each road's entries begin in it: (names, first, getter).
-        by_road = (list(network.road_ids), np.arange(network.road_count), sumo.edge_halting)
-        sizes = [len(lanes) for lanes in network.lane_ids]
-        lanes = [lane for lanes in network.lane_ids for lane in lanes]
-        by_lane = (lanes, np.concatenate([[0], np.cumsum(sizes)[:-1]]), sumo.lane_halting)
-        # The mesoscopic model knows no lanes: there a road's queue is always that of the road.
-        self._read = {"meso": by_road, "micro": by_lane if scenario.lanes == "max" else by_road}
+        self._queues: dict[Fidelity, Callable[[], Array]] = {
+            "micro": _halting(scenario),
+            "meso": _delayed(scenario),
+        }
 
     def close(self) -> None:
         """Removes the input files."""
@@ -154,33 +152,32 @@ class SumoRollout:
         give_up: GiveUp | None,
         deadline: float | None,
         control: JunctionControl | None,
-    ) -> tuple[NDArray[np.float32], tuple[int, int, int, int], int, float]:
+    ) -> tuple[Array, tuple[int, int, int, int], int, float]:
         scenario = self.scenario
-        minutes = scenario.minutes
-        names, first, halting = self._read[fidelity]
-        step = sumo.step
+        minutes, step, read = scenario.minutes, sumo.step, self._queues[fidelity]
         queue = np.full((scenario.network.road_count, minutes), np.nan, np.float32)
         steps = round(60.0 / scenario.step_length)
-        per_second = max(1, round(1.0 / scenario.step_length))
+        period = READ_EVERY[fidelity] if control is None else 1.0
+        per_read = max(1, round(period / scenario.step_length))
         squared, teleports, arrived, done = 0.0, 0, 0, 0
         started = time.perf_counter()
         if control is not None:
             control.start()
         for minute in range(minutes):
-            peak = [0] * len(names)
-            for index in range(steps):
+            peak = np.zeros(scenario.network.road_count, np.float32)
+            for index in range(1, steps + 1):
                 step()
-                if index % per_second == 0:
-                    now = list(map(halting, names))
-                    peak = list(map(max, peak, now))
+                if index % per_read == 0:
+                    now = read()
+                    np.maximum(peak, now, out=peak)
                     if control is not None:
-                        control.decide(np.maximum.reduceat(np.asarray(now, np.float32), first))
+                        control.decide(now)
                 teleports += sumo.teleports()
                 arrived += sumo.arrived()
-            queue[:, minute] = np.maximum.reduceat(np.asarray(peak, np.float32), first)
+            queue[:, minute] = peak
             done = minute + 1
             if give_up is not None:
-                squared += float(np.nansum(np.square(queue[:, minute] - give_up.target[:, minute])))
+                squared += float(np.nansum(np.square(peak - give_up.target[:, minute])))
                 if squared > give_up.squared or teleports > give_up.teleports:
                     break
             if deadline is not None and time.perf_counter() - began > deadline:
@@ -189,6 +186,38 @@ class SumoRollout:
                     "(see `throng scenario check`), or the limit workers.deadline is too low"
                 )
         return queue, (arrived, sumo.running(), sumo.waiting(), teleports), done, time.perf_counter() - started
+
+
+def _halting(scenario: Scenario) -> Callable[[], Array]:
+    """Reads vehicles slower than 0.1 m/s: of each road's longest lane, or of all its lanes."""
+    network = scenario.network
+    if scenario.lanes == "sum":
+        roads, road_halting = network.road_ids, sumo.edge_halting
+        return lambda: np.fromiter(map(road_halting, roads), np.float32, len(roads))
+    lanes = [lane for lanes in network.lane_ids for lane in lanes]
+    first = np.concatenate([[0], np.cumsum([len(lanes) for lanes in network.lane_ids])[:-1]])
+    lane_halting = sumo.lane_halting
+    return lambda: np.maximum.reduceat(np.fromiter(map(lane_halting, lanes), np.float32, len(lanes)), first)
+
+
+def _delayed(scenario: Scenario) -> Callable[[], Array]:
+    """Reads `n (1 - v / limit)`: the vehicles that would have to stand for the road's mean speed to be what it is.
+
+    The mesoscopic model has no lanes and hardly a vehicle that stands; of its observables this one ranks candidates most
+    nearly as microscopic queues do. Divided by the lanes where a queue is that of the longest lane.
+    """
+    network = scenario.network
+    roads, number, speed = network.road_ids, sumo.edge_number, sumo.edge_speed
+    share = 1.0 / network.lanes if scenario.lanes == "max" else np.ones(len(roads))
+    slow = (-share / network.speed).astype(np.float32)
+    share = share.astype(np.float32)
+
+    def read() -> Array:
+        n = np.fromiter(map(number, roads), np.float32, len(roads))
+        v = np.fromiter(map(speed, roads), np.float32, len(roads))
+        return np.maximum(n * (share + slow * v), 0.0)
+
+    return read
 
 
 def _fresh_directory() -> Path:
