@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import Abort, TyperException
 
 from ..scenarios.errors import InputError
 
@@ -25,6 +24,7 @@ app = typer.Typer(
 )
 scenario_app = typer.Typer(no_args_is_help=True, help="Look at scenarios before learning from them.")
 app.add_typer(scenario_app, name="scenario")
+INTERRUPTED = 130
 console = Console()
 errors = Console(stderr=True)
 
@@ -157,23 +157,25 @@ def _finish(directory: Path) -> None:
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-@contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Bad input: the message alone, exit 2. Ctrl-C: how to go on, exit 130."""
+def main() -> None:
+    """Entry point of the `throng` command: bad input gives its message alone and exit 2, Ctrl-C exit 130."""
     from ..workers.fleet import FleetError
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        yield
+        code = app(standalone_mode=False)
     except (InputError, FleetError, ConnectionError) as error:
         errors.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, InputError) else 1)
-    except KeyboardInterrupt:
+        code = 2 if isinstance(error, InputError) else 1
+    except (KeyboardInterrupt, Abort):
+        code = INTERRUPTED
+    except TyperException as error:  # a mistyped option or command
+        error.show()
+        code = error.exit_code
+    if code == INTERRUPTED:
         errors.print("interrupted; nothing finished is lost: the same command goes on from here", markup=False)
-        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def main() -> None:
-    """Entry point of the `throng` command."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    with _clear_errors():
-        app(standalone_mode=False)
+if __name__ == "__main__":
+    main()

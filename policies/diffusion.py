@@ -243,7 +243,8 @@ class DiffusionModel:
             z = mean
             if t > 1:
                 noise = torch.randn(z.shape, generator=generator).to(self.device)
-                z = z + math.sqrt(beta * (1 - before) / (1 - now)) * noise
+                # DDPM's larger variance, exact for N(0, I) data: the smaller would shrink each untrained draw and mutation.
+                z = z + math.sqrt(beta) * noise
         return z.cpu().numpy().astype(np.float32)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
@@ -264,6 +265,6 @@ class DiffusionModel:
         for key, value in flat.items():
             if key.startswith("adam."):
                 _, index, name = key.split(".")
-                slots.setdefault(int(index), {})[name] = value
+                slots.setdefault(int(index), {})[name] = value.clone()  # Adam would write into it
         optimiser = self._optimiser.state_dict()
         self._optimiser.load_state_dict({"state": slots, "param_groups": optimiser["param_groups"]})

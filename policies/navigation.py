@@ -14,11 +14,14 @@ against the same Q as Eq. 12, without the level V(s) that biases the open list.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
 
 from ..scenarios.demand import Routes
 from ..scenarios.network import RoadNetwork
@@ -33,6 +36,7 @@ def route_vehicles(
     destination: NDArray[np.int32],
     bonus: NDArray[np.float32] | None,
     router: RouterName = "regret",
+    ahead: Ahead | None = None,
 ) -> Routes:
     """One route for every vehicle, from its origin road to its destination road.
 
@@ -41,8 +45,9 @@ def route_vehicles(
         origin, destination: `[vehicles] int32` road indices.
         bonus: `[vehicles, connections] float32`, metres by which a vehicle favours a connection: `lambda * Q` for
             `astar_q`, `lambda * (Q - V)` for `regret`, `lambda * reward` for `consistent`. None: no preferences, the
-            shortest distance by Dijkstra.
+            shortest distance.
         router: how the bonus enters (see the module).
+        ahead: distances to the destinations, which guide `regret` (see `distances_ahead`); None: no guidance.
 
     Raises:
         ValueError: a vehicle's destination cannot be reached over the allowed connections (names its index).
@@ -51,12 +56,38 @@ def route_vehicles(
     length = network.length[to]
     if bonus is None:
         return _dijkstra(network, length, np.zeros((1, to.size), np.float32), origin, destination)
-    if router in ("regret", "consistent"):
+    if router == "regret":
+        return _dijkstra(network, length, bonus, origin, destination, ahead)
+    if router == "consistent":
         return _dijkstra(network, length, bonus, origin, destination)
     if router == "astar_q":
         found = _astar_q(network.first, to, network.allowed, length, network.end_xy, bonus, origin, destination)
         return _checked(*found)
     raise ValueError(f"unknown router {router!r}; choose regret, astar_q or consistent")
+
+
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """Shortest metres from the end of each road to the end of each of some destinations."""
+
+    metres: NDArray[np.float32]  # [destinations, roads], inf where there is no way
+    row: NDArray[np.int32]  # [roads] row of a destination road, -1 for others
+
+
+def distances_ahead(network: RoadNetwork, destination: NDArray[np.int32]) -> Ahead:
+    """Distances to every distinct destination.
+
+    As regret is never negative, they are a consistent heuristic of the regret router: A* with them returns the route that
+    Dijkstra would, and visits little more than that route.
+    """
+    goals = np.unique(destination)
+    row = np.full(network.road_count, -1, np.int32)
+    row[goals] = np.arange(goals.size)
+    arcs = network.connections[network.allowed]
+    shape = (network.road_count, network.road_count)
+    # Backwards: a step from road t to its predecessor s costs the metres of t.
+    reverse = csr_array((network.length[arcs[:, 1]].astype(float), (arcs[:, 1], arcs[:, 0])), shape=shape)
+    return Ahead(dijkstra(reverse, indices=goals).astype(np.float32) * np.float32(1 - 1e-5), row)
 
 
 def fastest_routes(
@@ -74,10 +105,16 @@ def _dijkstra(
     bonus: NDArray[np.float32],
     origin: NDArray[np.int32],
     destination: NDArray[np.int32],
+    ahead: Ahead | None = None,
 ) -> Routes:
     to = np.ascontiguousarray(network.connections[:, 1])
+    if ahead is None:
+        metres, row = np.zeros((1, network.road_count), np.float32), np.zeros(destination.size, np.int32)
+    else:
+        metres, row = ahead.metres, ahead.row[destination]
     floor = np.float32(FLOOR)
-    return _checked(*_consistent(network.first, to, network.allowed, cost, bonus, floor, origin, destination))
+    found = _consistent(network.first, to, network.allowed, cost, bonus, floor, origin, destination, metres, row)
+    return _checked(*found)
 
 
 def _checked(roads: NDArray[np.int32], offsets: NDArray[np.int64]) -> Routes:
@@ -198,8 +235,11 @@ def _astar_q(first, to, allowed, length, xy, bonus, origin, destination):  # typ
 
 
 @numba.njit(cache=True, nogil=True)
-def _consistent(first, to, allowed, length, bonus, floor, origin, destination):  # type: ignore[no-untyped-def]
-    """Dijkstra on `max(length - bonus, floor * length)`; a bonus of one row is shared by all vehicles."""
+def _consistent(first, to, allowed, length, bonus, floor, origin, destination, ahead, goal_row):  # type: ignore[no-untyped-def]
+    """A* on `max(length - bonus, floor * length)` with heuristic `ahead [rows, roads]` (zeros: Dijkstra).
+
+    A bonus of one row is shared by all vehicles. The heuristic must be consistent: a closed road is never re-opened.
+    """
     vehicles = origin.shape[0]
     m = first.shape[0] - 1
     roads = np.empty(vehicles * 16 + 64, np.int32)
@@ -213,7 +253,7 @@ def _consistent(first, to, allowed, length, bonus, floor, origin, destination): 
     used = 0
     last = bonus.shape[0] - 1
     for i in range(vehicles):
-        row = min(i, last)
+        row, ahead_row = min(i, last), goal_row[i]
         start, goal = origin[i], destination[i]
         g[:] = np.inf
         closed[:] = False
@@ -237,7 +277,7 @@ def _consistent(first, to, allowed, length, bonus, floor, origin, destination): 
                 if cost < g[t]:
                     g[t] = cost
                     previous[t] = s
-                    size = _push(keys, items, size, cost, t)
+                    size = _push(keys, items, size, cost + ahead[ahead_row, t], t)
         if found:
             roads, used = _append(roads, used, previous, start, goal, scratch)
         offsets[i + 1] = used

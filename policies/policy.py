@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..scenarios.demand import Demand, Routes
 from ..scenarios.network import RoadNetwork
 from .features import queue_feature
-from .navigation import RouterName, route_vehicles
+from .navigation import RouterName, distances_ahead, route_vehicles
 from .preferences import PreferenceModel, Rewards
 from .value_iteration import state_values, value_iteration
 
@@ -48,6 +48,7 @@ class Navigator:
         self.minute = np.maximum(((demand.depart - begin) // 60).astype(np.int64), 0)
         self._to = np.ascontiguousarray(network.connections[:, 1])
         self._bias_scale = 1.0
+        self.ahead = distances_ahead(network, demand.destination) if navigation.router == "regret" else None
 
     def calibrate(self, model: PreferenceModel, seed: int = 0) -> None:
         """Sets the constant that turns Q into units of its prior standard deviation."""
@@ -104,7 +105,8 @@ class Navigator:
             chunk = Rewards(rewards.static[rows], rewards.queue_weight[rows])
             bonus = self.gain * self._bias(chunk, queue, self.minute[rows])
             origin, destination = self.demand.origin[rows], self.demand.destination[rows]
-            parts.append(route_vehicles(self.network, origin, destination, bonus, self.navigation.router))
+            router = self.navigation.router
+            parts.append(route_vehicles(self.network, origin, destination, bonus, router, self.ahead))
         return concatenate(parts)
 
 
@@ -132,13 +134,15 @@ class JunctionPolicy:
             q = navigator.q_values(rewards, queue, navigator.minute)
             values = state_values(q, network.first, network.allowed)
             self._base = rewards.static + np.float32(navigation.discount) * values[:, network.connections[:, 1]]
-            if navigation.router == "regret" or navigation.heuristic == "advantage":
-                self._base -= values[:, network.connections[:, 0]]
 
     def routes(self, vehicles: NDArray[np.int32], roads: NDArray[np.int32], queue: Array) -> Routes:
         """Ways on from `roads [k]` to the destinations of `vehicles [k]` when roads queue as `queue [roads]` now."""
         navigator = self._navigator
         ahead = queue_feature(queue)[navigator.network.connections[:, 1]]
-        bonus = navigator.gain * (self._base[vehicles] + self._weight[vehicles, None] * ahead)
+        bias = self._base[vehicles] + self._weight[vehicles, None] * ahead
+        network, router = navigator.network, navigator.navigation.router
+        if router == "regret" or (router == "astar_q" and navigator.navigation.heuristic == "advantage"):
+            values = state_values(bias, network.first, network.allowed)  # of now: regret is never negative
+            bias -= values[:, network.connections[:, 0]]
         destination = navigator.demand.destination[vehicles]
-        return route_vehicles(navigator.network, roads, destination, bonus, navigator.navigation.router)
+        return route_vehicles(network, roads, destination, navigator.gain * bias, router, navigator.ahead)

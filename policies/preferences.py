@@ -118,9 +118,9 @@ class HierarchicalPreferences:
     """`w_i = mu + U_g(i) + sigma * xi_i` over the features, plus an optional taste per connection shared by all.
 
     The latent is `(mu [F], contrasts of U [(G-1) F], log sigma [F], taste [k])`, each in prior standard deviations. U is held
-    in an orthonormal basis of the effects whose vehicle-weighted sum is zero, and codes have mean zero and unit variance
-    within each group, so mu is the population mean and every part can be read back from rewards exactly. Features that
-    are constant on a network have no effect there and are read back as zero.
+    in an orthonormal basis of the effects whose vehicle-weighted sum is zero, and codes have mean zero within each group
+    and unit variance over all vehicles, so mu is the population mean and every part can be read back from rewards exactly.
+    Features that are constant on a network have no effect there and are read back as zero.
     """
 
     def __init__(
@@ -184,6 +184,7 @@ class HierarchicalPreferences:
         sigma = np.maximum((rest * self.codes).sum(axis=0) / norm, 1e-6)
         spread = np.log(sigma / INDIVIDUAL) / SIGMA_SPREAD
         spread[: len(STATIC)][np.ptp(self.phi, axis=0) < 1e-6] = 0.0
+        spread[~self.codes.any(axis=0)] = 0.0  # every group is one vehicle
         contrast = self.contrasts.T @ u / GROUP
         return np.concatenate([mu / POPULATION, contrast.ravel(), spread, taste]).astype(np.float32)
 

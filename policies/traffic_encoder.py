@@ -20,7 +20,7 @@ class TrafficEncoder:
     @classmethod
     def fit(cls, queues: NDArray[np.float32], size: int) -> TrafficEncoder:
         """Fits to `queues [samples, roads, minutes]`; directions beyond the samples' rank are zero."""
-        flat = _blocks(queues)
+        flat = _blocks(queues).astype(np.float64)  # in float32 the rounding of equal samples would pass for a direction
         mean = flat.mean(axis=0)
         _, singular, rows = np.linalg.svd(flat - mean, full_matrices=False)
         keep = int(min(size, (singular > 1e-6 * max(float(singular[0]), 1e-12)).sum()))

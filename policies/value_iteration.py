@@ -31,23 +31,31 @@ def value_iteration(
         to: `[connections] int32`, the road each connection leads to.
         allowed: `[connections] bool`; a masked connection is never chosen, its own Q is still computed.
         discount: gamma in [0, 1); 0 gives the one-step learner of LDM.IMIT.
-        tolerance: bound on `|Q - Q*|` in units of reward.
+        tolerance: bound on `|Q - Q*|` in units of reward, as far as float32 can tell.
 
     Returns:
         `[vehicles, connections] float32`. A road without an allowed successor has value 0.
+
+    Raises:
+        ValueError: the discount is out of range, or a reward is not finite.
 
     Source: MASDiff, A.1; the paper trains a DQN per vehicle on the same transitions, which has this fixed point.
     """
     if not 0.0 <= discount < 1.0:
         raise ValueError(f"discount must lie in [0, 1), got {discount}")
     rewards = np.ascontiguousarray(rewards, dtype=np.float32)
-    # |V_k - V*| <= gamma / (1 - gamma) * |V_k - V_{k-1}| (contraction), so stop at this step size.
+    if not np.isfinite(rewards).all():
+        raise ValueError("rewards must be finite")
+    # |V_k - V*| <= gamma / (1 - gamma) * |V_k - V_{k-1}| (contraction), so stop at this step size, or, where float32
+    # cannot resolve it and rounding goes round a cycle for ever, once gamma^k max|r| / (1 - gamma) is within tolerance.
     step = tolerance * (1.0 - discount) / max(discount, 1e-6)
-    return _solve(rewards, first, to, allowed, np.float32(discount), np.float32(step))
+    far = float(np.abs(rewards).max(initial=0.0)) / (1.0 - discount) / tolerance
+    sweeps = 2 + int(np.log(max(far, 1.0)) / -np.log(max(discount, 1e-6)))
+    return _solve(rewards, first, to, allowed, np.float32(discount), np.float32(step), sweeps)
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def _solve(rewards, first, to, allowed, discount, step):  # type: ignore[no-untyped-def]
+def _solve(rewards, first, to, allowed, discount, step, sweeps):  # type: ignore[no-untyped-def]
     vehicles, connections = rewards.shape
     roads = first.shape[0] - 1
     q = np.empty_like(rewards)
@@ -62,7 +70,7 @@ def _solve(rewards, first, to, allowed, discount, step):  # type: ignore[no-unty
             for e in range(connections):
                 r[e, b] = rewards[start + b, e]
         v[:] = 0.0
-        while True:
+        for _ in range(sweeps):
             change[:] = 0.0
             for s in range(roads):
                 begin, end = first[s], first[s + 1]

@@ -118,7 +118,8 @@ class Fleet:
                             continue
                         result = Failure(str(error.cause))
                     except RayError as error:
-                        yield from self._replace(member, reference, error, waiting)
+                        # A dead actor's calls fail in any order; it was working on the oldest.
+                        yield from self._replace(member, next(iter(member.pending)), error, waiting)
                         continue
                     else:
                         self._settle(member, reference)
@@ -126,6 +127,8 @@ class Fleet:
                 for member in self._members:
                     if member.pending and time.monotonic() - member.since > self._deadline:
                         oldest = next(iter(member.pending))
+                        if ray.wait([oldest], timeout=0)[0]:  # it is we who were away: the consumer took its time
+                            continue
                         error = TimeoutError(f"no answer within {self._deadline:.0f} s")
                         yield from self._replace(member, oldest, error, waiting)
         finally:

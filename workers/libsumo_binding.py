@@ -20,7 +20,7 @@ except ImportError:  # another build of libsumo
     _compiled = None
 
 _process = threading.Lock()  # held while a simulation of ours runs
-_ours = False  # the simulation libsumo holds, if any, was started here
+_log = ""  # error log of the simulation started last: how we know our own from one that others started since
 
 
 class RolloutError(RuntimeError):
@@ -42,6 +42,7 @@ teleports: Callable[[], int] = _function("simulation", "getStartingTeleportNumbe
 arrived: Callable[[], int] = _function("simulation", "getArrivedNumber")
 running: Callable[[], int] = _function("vehicle", "getIDCount")
 set_route: Callable[[str, Sequence[str]], None] = libsumo.vehicle.setRoute
+close: Callable[[], None] = libsumo.close  # completes SUMO's output files; the next simulation starts afresh
 TraCIException: type[Exception] = libsumo.TraCIException
 
 
@@ -58,28 +59,28 @@ def simulation(options: list[str], log: Path) -> Iterator[None]:
         RolloutError: SUMO refused the inputs or stopped (with its message), or the process already runs a simulation:
             a second start would silently destroy the first.
     """
-    global _ours
+    global _log
     if not _process.acquire(blocking=False):
         raise RolloutError("this process is running a simulation already; libsumo holds one per process")
     try:
-        if libsumo.isLoaded() and not _ours:
+        loaded = libsumo.isLoaded()
+        if loaded and libsumo.simulation.getOption("error-log") != _log:
             raise RolloutError("libsumo already holds a simulation that Throng did not start; close it first")
         log.unlink(missing_ok=True)
         arguments = [*options, "--error-log", str(log)]
+        _log = str(log)
         try:
-            if _ours:
+            if loaded:
                 libsumo.load(arguments)
             else:
                 libsumo.start(["sumo", *arguments])
-                _ours = True
             yield
         except (libsumo.TraCIException, libsumo.FatalTraCIError, RuntimeError) as error:
             if isinstance(error, RolloutError):
                 raise
+            with contextlib.suppress(libsumo.TraCIException, libsumo.FatalTraCIError, RuntimeError):
+                libsumo.close()  # SUMO fills its log on closing, and starts afresh after an error
             said = log.read_text().strip() if log.exists() else ""
             raise RolloutError(f"SUMO stopped: {said or error}") from error
-        finally:
-            if not libsumo.isLoaded():
-                _ours = False
     finally:
         _process.release()

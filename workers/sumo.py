@@ -128,12 +128,15 @@ class SumoRollout:
         arguments = self.files.options(seed, fidelity, quiet, self.scenario.observe_speed)
         with sumo.simulation(arguments, self.files.directory / "sumo.log"):
             queue, counts, minutes, sumo_seconds = self._simulate(fidelity, began, give_up, deadline, control)
+            if self.scenario.observe_speed:
+                sumo.close()
         speed = count = None
         if self.scenario.observe_speed:
             measured = read_edge_data(
                 self.files.edge_data, self.scenario.network, self.scenario.begin, self.scenario.minutes
             )
             speed, count = measured.speed, measured.count
+            count[:, minutes:] = np.nan
         return Rollout(
             Macro(queue, speed, count),
             seed,

@@ -1,0 +1,54 @@
+# `make help` lists what there is. Nothing but Python 3.11 or newer has to be installed.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test studies lint bench
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+	@echo '  Variables: PYTHON=python3.12 chooses the interpreter of `make venv`; ARGS="..." goes to demo, test, studies, bench.'
+
+venv: .venv/.stamp  ## install everything into .venv, at the versions of constraints.txt
+
+# Made again when what it is made from changes; pip then installs the difference.
+.venv/.stamp: pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || \
+	  { echo 'make: $(PYTHON) is not here; install Python 3.11 or newer, or name one: make venv PYTHON=python3.12' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: Throng needs Python 3.11 or newer, $(PYTHON) is $$("$(PYTHON)" -V 2>&1); name another: make venv PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo 'make: $(PYTHON) lacks its venv module; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
+	@echo 'installing into .venv: minutes and about 3 GB the first time'
+	$(PIP) install --quiet --constraint constraints.txt setuptools
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@mkdir -p .venv/typing
+	@ln -sfn ../.. .venv/typing/throng  # so that mypy finds the package `throng`: it is this directory
+	@touch $@
+
+demo: venv  ## learn the built-in town, about five minutes; the last line names the report
+	$(BIN)/throng run $(ARGS)
+
+test: venv  ## the tests
+	$(BIN)/pytest $(ARGS)
+
+studies: venv  ## the long tests: whole searches, minutes to hours
+	$(BIN)/pytest -m study --timeout=0 $(ARGS)
+
+lint: venv  ## ruff and mypy
+	@failed=0; \
+	  $(BIN)/ruff check . || failed=1; \
+	  $(BIN)/mypy | sed 's|^\.venv/typing/throng/||' || failed=1; \
+	  exit $$failed
+
+bench: venv  ## the benchmarks, against their bars
+	$(BIN)/python bench/run.py $(ARGS)

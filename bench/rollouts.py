@@ -1,0 +1,107 @@
+"""Single rollouts against the plain sumo binary."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+from measure import Result, compared, here, in_turns, plain_sumo, ratio
+from throng.scenarios.demand import Routes
+from throng.workers.junction import JunctionControl
+from throng.workers.sumo import SumoRollout
+from throng.workers.sumo_files import Fidelity, SumoFiles
+from town import SEED, Town, scratch, town
+
+
+def options(
+    home: Town, routes: Routes | tuple[str, ...], name: str, fidelity: Fidelity = "micro", quiet: bool = False
+) -> list[str]:
+    """Arguments with which the plain binary drives these routes, from files of its own in the folder `name`."""
+    directory = scratch() / name
+    directory.mkdir(exist_ok=True)
+    files = SumoFiles(home.case.scenario, directory)
+    files.write_routes(routes)
+    return files.options(SEED, fidelity, quiet, home.case.scenario.observe_speed)
+
+
+def pretrip(quick: bool) -> list[Result]:
+    """A whole `SumoRollout.run` in a warm process against the whole process of the plain binary."""
+    home = town(1557)
+    arguments = options(home, home.routes, "pretrip")
+    costs = in_turns(
+        2 if quick else 11,
+        {
+            "plain": lambda: plain_sumo(arguments),
+            "ours": lambda: here(lambda: home.rollout.run(home.routes, SEED)),
+        },
+    )
+    value = ratio(costs["ours"], costs["plain"])
+    return [Result("pretrip rollout / plain sumo", value, 1.15, "lower", compared(costs["ours"], costs["plain"]))]
+
+
+def junction(quick: bool) -> list[Result]:
+    """Junction routing against the plain binary that replays the routes the vehicles drove in the end."""
+    home = town(1557)
+    scenario = home.case.scenario
+    policy = home.learner.junction_policy(home.z, home.queue)
+    decisions: list[int] = []
+
+    def ours() -> None:
+        control = JunctionControl(scenario, policy, home.routes)
+        home.rollout.run(home.routes, SEED, control=control)
+        decisions.append(len(control.decisions))
+
+    planned = options(home, home.routes, "planned")
+    driven = options(home, _driven(home), "driven")
+    costs = in_turns(
+        2 if quick else 9,
+        {
+            "driven": lambda: plain_sumo(driven),
+            "ours": lambda: here(ours),
+            "planned": lambda: plain_sumo(planned),
+        },
+    )
+    value = ratio(costs["ours"], costs["driven"])
+    detail = (
+        f"floor: the driven routes (SUMO's vehroute output), replayed; {compared(costs['ours'], costs['driven'])}; "
+        f"against the planned routes {ratio(costs['ours'], costs['planned']):.3f}; {decisions[-1]} decisions"
+    )
+    return [Result("junction rollout / plain sumo", value, 1.4, "lower", detail)]
+
+
+def _driven(home: Town) -> tuple[str, ...]:
+    """The roads every vehicle had on its route at the end of a junction rollout, driven ones first."""
+    path = scratch() / "driven.xml"
+    told = ("--vehroute-output", str(path), "--vehroute-output.last-route", "true",
+            "--vehroute-output.write-unfinished", "true")  # fmt: skip
+    scenario = replace(home.case.scenario, options=(*home.case.scenario.options, *told))
+    policy = home.learner.junction_policy(home.z, home.queue)
+    with SumoRollout(scenario) as rollout:
+        rollout.run(home.routes, SEED, control=JunctionControl(scenario, policy, home.routes))
+        home.rollout.run(home.routes, SEED, "meso")  # the next load closes the file
+    edges = _routes_of(path)
+    network, demand = scenario.network, scenario.demand
+    planned = (" ".join(network.road_ids[road] for road in home.routes.route(i)) for i in range(len(demand)))
+    return tuple(edges.get(name, plan) for name, plan in zip(demand.ids, planned, strict=True))
+
+
+def _routes_of(path: Path) -> dict[str, str]:
+    return {vehicle.attrib["id"]: vehicle[-1].attrib["edges"] for vehicle in ET.parse(path).getroot().iter("vehicle")}
+
+
+def mesoscopic(quick: bool) -> list[Result]:
+    """How much cheaper a candidate's first judgement is."""
+    home = town(1557)
+    arguments = options(home, home.routes, "meso", "meso")
+    costs = in_turns(
+        2 if quick else 7,
+        {
+            "micro": lambda: here(lambda: home.rollout.run(home.routes, SEED)),
+            "meso": lambda: here(lambda: home.rollout.run(home.routes, SEED, "meso")),
+            "plain": lambda: plain_sumo(arguments),
+        },
+    )
+    value = ratio(costs["micro"], costs["meso"])
+    detail = f"{compared(costs['micro'], costs['meso'])}; ours / plain sumo --mesosim {ratio(costs['meso'], costs['plain']):.3f}"
+    return [Result("micro rollout / mesoscopic rollout", value, 5.0, "higher", detail)]

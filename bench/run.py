@@ -1,0 +1,67 @@
+"""Throng's benchmarks: `python bench/run.py [--only NAME …] [--quick] [--out FILE]`.
+
+Prints a table and writes its rows as JSON; exits 1 if a bar is missed. `--quick` measures little: it shows that the
+benchmarks run, not what they say. A quiet machine with two processors takes about six minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: one thread, as in the workers
+
+import learning
+import rollouts
+import scale
+import search
+from measure import Result
+from rich.console import Console
+from rich.table import Table
+
+GROUPS: dict[str, Callable[[bool], list[Result]]] = {
+    "pretrip": rollouts.pretrip,
+    "junction": rollouts.junction,
+    "mesoscopic": rollouts.mesoscopic,
+    "value_iteration": learning.learn,
+    "routing": learning.routing,
+    "ray": search.ray_workers,
+    "generation": search.generation,
+    "search": search.mesoscopic_search,
+    "memory": scale.memory,
+    "growth": scale.growth,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Throng's benchmarks: ratios, measured in turns, against their bars.")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=f"some of: {', '.join(GROUPS)}")
+    parser.add_argument("--quick", action="store_true", help="fewest repeats: do the benchmarks run?")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.json"), help="the JSON file")
+    given = parser.parse_args()
+    console = Console(highlight=False)
+    results: list[Result] = []
+    for name in given.only or GROUPS:
+        began = time.monotonic()
+        results += GROUPS[name](given.quick)
+        console.print(f"{name}: {time.monotonic() - began:.0f} s", style="dim")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps([result.row() for result in results], indent=1) + "\n")
+    console.print(_table(results))
+    return 0 if all(result.ok for result in results) else 1
+
+
+def _table(results: list[Result]) -> Table:
+    table = Table("what", "value", "bar", "", "detail")
+    for one in results:
+        sign = "≤" if one.better == "lower" else "≥"
+        table.add_row(one.name, f"{one.value:.3g}", f"{sign} {one.bar:g}", "ok" if one.ok else "MISSED", one.detail)
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

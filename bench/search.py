@@ -1,0 +1,182 @@
+"""The search as it runs: workers on Ray, a generation's time, individuals per core."""
+
+from __future__ import annotations
+
+import io
+import math
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+from measure import Cost, Pressure, Result, here, in_turns, plain_sumo, ratio
+from rich.console import Console
+from rollouts import options
+from throng.cluster.session import session
+from throng.platform.experiment import _commit
+from throng.platform.progress import Progress
+from throng.platform.search import Search
+from throng.platform.simulations import Outcome, Simulations
+from throng.platform.store import RunStore
+from throng.platform.target import Target
+from throng.platform.workbench import workbench
+from throng.policies.diffusion import DiffusionSettings
+from throng.workers.pool import Job, LocalPool, Pool, RayPool
+from throng.workers.reward import RewardClient
+from town import SEED, configuration, town
+
+WORKERS = 2
+DEADLINE = 600.0  # s
+
+
+def silent() -> Progress:
+    """A progress display that nobody sees."""
+    return Progress(Console(file=io.StringIO()))
+
+
+def simulate_all(pool: Pool, jobs: list[Job]) -> None:
+    """Simulates jobs that have to succeed."""
+    failed = [key for key, result in pool.simulate(jobs) if not hasattr(result, "macro")]
+    if failed:
+        raise RuntimeError(f"simulations failed: {', '.join(failed)}")
+
+
+def ray_workers(quick: bool) -> list[Result]:
+    """Rollouts per second of two workers on Ray, against twice those of one in this process just before and after."""
+    home = town(1557)
+    problem = home.case.problem
+    few, times = (2, 2) if quick else (4, 4)
+    jobs = [Job(f"{i}", SEED + i % few, z=home.z, queue=home.queue) for i in range(few * times)]
+    rounds = 1 if quick else 4
+    local = LocalPool(problem, "pretrip", DEADLINE)
+    shares, alone, together = [], [], []
+    pressure = Pressure()
+    with session("local", WORKERS):
+        pool = RayPool(problem, "pretrip", DEADLINE, WORKERS)
+        simulate_all(pool, jobs[: 2 * WORKERS])
+        simulate_all(local, jobs[:1])
+        before = _rate(local, jobs[:few])
+        for _ in range(rounds):
+            both = _rate(pool, jobs)
+            after = _rate(local, jobs[:few])
+            one = (before + after) / 2
+            shares.append(both / (WORKERS * one))
+            alone.append(one)
+            together.append(both)
+            before = after
+        pool.close()
+    local.close()
+    arguments = options(home, home.routes, "pretrip")
+    machine = _machine_scaling(arguments, 2 if quick else 5)
+    detail = (
+        f"median of {rounds} rounds ({min(shares):.3f} to {max(shares):.3f}): {len(jobs)} rollouts on {WORKERS} workers "
+        f"between {few} in process; two plain sumo at once reach {machine:.3f} of twice one here; {pressure}"
+    )
+    return [Result("Ray, 2 workers / twice one in process", median(shares), 0.85, "higher", detail)]
+
+
+def _rate(pool: Pool, jobs: list[Job]) -> float:
+    began = time.perf_counter()
+    simulate_all(pool, jobs)
+    return len(jobs) / (time.perf_counter() - began)
+
+
+def _machine_scaling(arguments: list[str], rounds: int) -> float:
+    """What this machine lets two processes have: throughput of two plain binaries at once, over twice one."""
+
+    def two() -> Cost:
+        with ThreadPoolExecutor(WORKERS) as threads:
+            return here(lambda: list(threads.map(plain_sumo, [arguments] * WORKERS)))
+
+    costs = in_turns(rounds, {"one": lambda: plain_sumo(arguments), "two": two})
+    return ratio(costs["one"], costs["two"], "wall")
+
+
+class Recorded(Simulations):
+    """Adds up the time spent inside SUMO and counts the simulations."""
+
+    inside = 0.0  # s
+    count = 0
+
+    def stream(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Outcome]]:
+        for key, outcome in super().stream(jobs):
+            self.inside += outcome.sumo_seconds
+            self.count += 1
+            yield key, outcome
+
+
+def generation(quick: bool) -> list[Result]:
+    """The share of a generation's wall time in which the workers are inside SUMO; everything else is overhead.
+
+    Generation 0 starts the processes and is not counted; those after it screen, train, commit and journal as in a run.
+    """
+    config = configuration(1557, ladder="[micro]", population=4 if quick else 16, budget=1e6)
+    config = config.model_copy(update={"workers": config.workers.model_copy(update={"rollouts": WORKERS})})
+    shares, counts = [], []
+    pressure = Pressure()
+    with tempfile.TemporaryDirectory(prefix="throng-bench-") as name:
+        store = RunStore.create(Path(name), config)
+        case = town(1557).case
+        with silent() as progress, workbench(config, store, progress, case) as bench:
+            model = case.problem.preference_model()
+            reward = RewardClient(model.shape, None, DiffusionSettings(), 0, remote=True)
+            recorded = Recorded(bench.simulations.pool, store, progress)
+            search = Search(
+                config.search, config.seed, bench.target, bench.reference, len(case.scenario.demand), model.shape,
+                recorded, reward, progress, math.nan,
+            )  # fmt: skip
+            for _ in range(2 if quick else 4):
+                recorded.inside, recorded.count = 0.0, 0
+                began = time.perf_counter()
+                search.generation()
+                _commit(search, store)
+                shares.append(recorded.inside / (WORKERS * (time.perf_counter() - began)))
+                counts.append(recorded.count)
+            reward.close()
+        store.close()
+    detail = (
+        f"generations 1 to {len(shares) - 1}: {', '.join(f'{share:.3f}' for share in shares[1:])} (0: {shares[0]:.3f}); "
+        f"population {config.search.population}, {counts[-1]} micro simulations each, {WORKERS} workers; {pressure}"
+    )
+    return [Result("share of a generation inside SUMO", median(shares[1:]), 0.8, "higher", detail)]
+
+
+def mesoscopic_search(quick: bool) -> list[Result]:
+    """Individuals judged per core-second, from latent to error, against plain mesoscopic simulations per core-second."""
+    home = town(1557)
+    scenario = home.case.scenario
+    pool = LocalPool(home.case.problem, "pretrip", DEADLINE)
+    target = Target("queue", home.queue, scenario.network)
+    count = 2 if quick else 8
+    jobs = [Job(f"{i}", SEED, "meso", True, home.z, home.queue) for i in range(count)]
+    screen = home.case.config.search.screen
+
+    def judged() -> None:
+        for _, result in pool.simulate(jobs):
+            target.rmse(target.quantity(result.macro))  # type: ignore[union-attr]
+
+    def screened() -> None:
+        pool.flows([(home.z, home.queue)] * (screen * count))
+
+    arguments = options(home, home.routes, "meso-quiet", "meso", quiet=True)
+
+    def plain() -> Cost:
+        parts = [plain_sumo(arguments) for _ in range(count)]
+        return Cost(sum(part.wall for part in parts), sum(part.cpu for part in parts))
+
+    costs = in_turns(
+        2 if quick else 7,
+        {"plain": plain, "judged": lambda: here(judged), "screened": lambda: here(screened)},
+    )
+    pool.close()
+    value = ratio(costs["plain"], costs["judged"])
+    paired = [a.cpu / b.cpu for a, b in zip(costs["plain"], costs["judged"], strict=True)]
+    learning = here(lambda: home.learner.routes(home.z, home.queue)).cpu * count / median(c.cpu for c in costs["judged"])
+    detail = (
+        f"median of {len(paired)} paired CPU ratios of {count} individuals ({min(paired):.3f} to {max(paired):.3f}); "
+        f"decode, learn and route are {learning:.0%} of an individual; "
+        f"screening {screen} candidates for each costs as much again as {ratio(costs['screened'], costs['judged']):.2f} individuals"
+    )
+    return [Result("mesoscopic individuals / plain sumo --mesosim", value, 0.6, "higher", detail)]

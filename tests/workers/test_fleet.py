@@ -1,0 +1,313 @@
+"""A fleet of plain fake actors that raise, die and hang where they are told to.
+
+The fakes leave marks in a folder, so that a call knows in a fresh process how often it has been tried.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from throng.workers import fleet as fleet_module
+from throng.workers.fleet import TRIES, Failure, Fleet, FleetError
+
+pytestmark = pytest.mark.usefixtures("a_ray")
+Call = tuple[str, tuple[str, str, int]]
+
+
+def _fake() -> Any:
+    class Fake:  # local, so that Ray sends it by value
+        """Squares a number, after doing to itself what the call says, `times` times."""
+
+        def __init__(self, folder: str) -> None:
+            self.folder = folder
+
+        def work(self, key: str, fate: str, times: int = 0, value: int = 0) -> int:
+            import os
+            import time
+
+            tries = len([name for name in os.listdir(self.folder) if name.startswith(f"{key}.")])
+            open(f"{self.folder}/{key}.{tries}", "w").close()
+            if tries < times:
+                if fate == "raise":
+                    raise ValueError(f"{key} will not")
+                if fate == "exit":
+                    os._exit(3)
+                if fate == "hang":
+                    time.sleep(3600)
+            return value * value
+
+        def process(self) -> int:
+            return os.getpid()
+
+    return ray.remote(Fake)
+
+
+@pytest.fixture
+def make_fleet(marks: Path) -> Iterator[Callable[..., Fleet]]:
+    made: list[Fleet] = []
+    fake = _fake()
+
+    def make(size: int = 2, **settings: Any) -> Fleet:
+        fleet = Fleet(
+            lambda: fake.options(num_cpus=0.5, max_task_retries=0).remote(str(marks)),
+            size,
+            deadline=settings.pop("deadline", 300.0),
+            **settings,
+        )
+        made.append(fleet)
+        return fleet
+
+    yield make
+    for fleet in made:
+        fleet.close()
+
+
+def _calls(fates: dict[str, tuple[str, int]], count: int) -> list[tuple[str, tuple[Any, ...]]]:
+    """Calls k0, k1, …, those in `fates` with their fate and how often it strikes."""
+    return [(f"k{i}", (f"k{i}", *fates.get(f"k{i}", ("none", 0)), i)) for i in range(count)]
+
+
+def _tries(marks: Path) -> Counter[str]:
+    return Counter(path.name.partition(".")[0] for path in marks.iterdir())
+
+
+def _collect(results: Iterator[tuple[Any, Any]]) -> dict[Any, Any]:
+    """All results by key; no key twice."""
+    listed = list(results)
+    found = dict(listed)
+    assert len(found) == len(listed), "a call was answered twice"
+    return found
+
+
+def _squares(count: int) -> dict[str, int]:
+    return {f"k{i}": i * i for i in range(count)}
+
+
+def test_every_call_is_answered_once_under_its_key(make_fleet: Callable[..., Fleet], marks: Path) -> None:
+    fleet = make_fleet(3)
+    assert len(fleet) == 3
+    assert _collect(fleet.run("work", _calls({}, 20))) == _squares(20)
+    assert _tries(marks) == Counter(_squares(20).keys())
+    assert _collect(fleet.run("work", [])) == {}
+    assert fleet.restarts == 0
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 4])
+def test_work_is_made_no_faster_than_it_is_done(make_fleet: Callable[..., Fleet], in_flight: int) -> None:
+    """The source is a generator that learns policies: drawn ahead without bound, it would fill the memory."""
+    drawn = 0
+
+    def source() -> Iterator[tuple[str, tuple[Any, ...]]]:
+        nonlocal drawn
+        for call in _calls({}, 24):
+            drawn += 1
+            yield call
+
+    fleet = make_fleet(2, in_flight=in_flight)
+    answered = 0
+    for _ in fleet.run("work", source()):
+        answered += 1
+        assert drawn - answered < 2 * in_flight
+    assert answered == drawn == 24
+
+
+def test_a_call_that_raises_once_is_tried_again(make_fleet: Callable[..., Fleet], marks: Path) -> None:
+    """The actor lives: nothing is restarted."""
+    fleet = make_fleet()
+    assert _collect(fleet.run("work", _calls({"k3": ("raise", 1), "k7": ("raise", 1)}, 10))) == _squares(10)
+    assert _tries(marks)["k3"] == _tries(marks)["k7"] == 2
+    assert fleet.restarts == 0
+
+
+def test_a_call_that_always_raises_is_reported(make_fleet: Callable[..., Fleet], marks: Path) -> None:
+    """It costs its own result, with the reason, and nobody else's."""
+    fleet = make_fleet()
+    found = _collect(fleet.run("work", _calls({"k4": ("raise", 99)}, 10)))
+    failure = found.pop("k4")
+    assert isinstance(failure, Failure)
+    assert "k4 will not" in failure.error
+    assert found == {key: value for key, value in _squares(10).items() if key != "k4"}
+    assert _tries(marks)["k4"] == TRIES
+    assert fleet.restarts == 0
+
+
+def test_actors_that_die_are_replaced(make_fleet: Callable[..., Fleet]) -> None:
+    """As a segfault would end them, three times: all calls are answered exactly once."""
+    fleet = make_fleet()
+    fates = {f"k{i}": ("exit", 1) for i in (0, 5, 9)}
+    assert _collect(fleet.run("work", _calls(fates, 12))) == _squares(12)
+    assert fleet.restarts == 3
+    assert len(fleet) == 2
+
+
+def test_a_killed_process_is_replaced(make_fleet: Callable[..., Fleet]) -> None:
+    """From outside, as the kernel does when memory is short."""
+    fleet = make_fleet(2)
+    results = fleet.run("work", _calls({}, 16))
+    found = dict([next(results)])
+    victim = fleet._members[0].actor
+    os.kill(ray.get(victim.process.remote()), signal.SIGKILL)
+    found |= _collect(results)
+    assert found == _squares(16)
+    assert fleet.restarts <= 1  # 0 if it had no call left
+
+
+@pytest.mark.parametrize("poison", [["k0"], ["k1"], ["k2", "k3", "k8"]])
+def test_a_poisonous_call_is_given_up_and_nobody_else(
+    make_fleet: Callable[..., Fleet], marks: Path, poison: list[str]
+) -> None:
+    """It kills each actor it meets. The innocent call queued behind it dies with it and must not be blamed."""
+    fleet = make_fleet(2, in_flight=3)
+    found = _collect(fleet.run("work", _calls({key: ("exit", 99) for key in poison}, 12)))
+    for key in poison:
+        failure = found.pop(key)
+        assert isinstance(failure, Failure)
+        assert "Actor" in failure.error
+        assert _tries(marks)[key] == TRIES
+    assert found == {key: value for key, value in _squares(12).items() if key not in poison}
+    assert fleet.restarts == TRIES * len(poison)
+
+
+class _Clock:
+    """The fleet's clock, moved by hand: no test depends on how fast this machine is."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    clock = _Clock()
+    monkeypatch.setattr(fleet_module, "time", clock)
+    return clock
+
+
+def _when(marked: Path, then: Callable[[], None]) -> threading.Thread:
+    """Does something once a mark appears."""
+
+    def wait() -> None:
+        while not marked.exists():
+            time.sleep(0.02)
+        then()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_hanging_call_is_killed_and_tried_again(
+    make_fleet: Callable[..., Fleet], marks: Path, clock: _Clock
+) -> None:
+    """Past the deadline its actor goes; the calls queued behind it are answered by the fresh one."""
+    fleet = make_fleet(1, deadline=1.0)
+    thread = _when(marks / "k2.0", lambda: setattr(clock, "now", clock.now + 5.0))
+    assert _collect(fleet.run("work", _calls({"k2": ("hang", 1)}, 6))) == _squares(6)
+    thread.join()
+    assert fleet.restarts == 1
+    assert _tries(marks)["k2"] == 2
+
+
+def test_a_call_that_always_hangs_is_reported(make_fleet: Callable[..., Fleet], marks: Path, clock: _Clock) -> None:
+    fleet = make_fleet(1, deadline=1.0)
+    threads = [_when(marks / f"k1.{n}", lambda: setattr(clock, "now", clock.now + 5.0)) for n in (0, 1)]
+    found = _collect(fleet.run("work", _calls({"k1": ("hang", 99)}, 4)))
+    for thread in threads:
+        thread.join()
+    failure = found.pop("k1")
+    assert isinstance(failure, Failure)
+    assert "no answer within 1 s" in failure.error
+    assert found == {key: value for key, value in _squares(4).items() if key != "k1"}
+    assert fleet.restarts == 2
+
+
+def test_a_consumer_may_take_its_time(make_fleet: Callable[..., Fleet], clock: _Clock) -> None:
+    """Training between two results can take longer than any call: answers that wait are not answers that fail."""
+    fleet = make_fleet(2, deadline=1.0)
+    found = {}
+    for key, value in fleet.run("work", _calls({}, 12)):
+        found[key] = value
+        waiting = [reference for member in fleet._members for reference in member.pending]
+        ray.wait(waiting, num_returns=len(waiting), timeout=60)
+        clock.now += 100.0
+    assert found == _squares(12)
+    assert fleet.restarts == 0
+
+
+def test_a_spent_budget_ends_the_run_and_says_why(make_fleet: Callable[..., Fleet]) -> None:
+    """Endless replacements would hide that the job itself is at fault; the error names calls and reasons."""
+    fleet = make_fleet(1, restarts=2)
+    fates = {f"k{i}": ("exit", 99) for i in range(6)}
+    with pytest.raises(FleetError, match=r"3 actors were lost, 2 are allowed") as caught:
+        _collect(fleet.run("work", _calls(fates, 6)))
+    assert "k0: Actor" in str(caught.value)
+    assert "k1: Actor" in str(caught.value)
+
+
+def test_an_actor_that_cannot_be_made_ends_the_run(marks: Path) -> None:
+    """A broken constructor kills every replacement too."""
+
+    class Broken:
+        def __init__(self) -> None:
+            raise RuntimeError("no network file")
+
+        def work(self) -> int:
+            return 1
+
+    broken = ray.remote(Broken)
+    fleet = Fleet(lambda: broken.options(num_cpus=0.5).remote(), 1, deadline=300, restarts=1)
+    try:
+        with pytest.raises(FleetError, match="2 actors were lost, 1 are allowed"):
+            list(fleet.run("work", [("a", ()), ("b", ())]))
+    finally:
+        fleet.close()
+
+
+def test_a_consumer_that_stops_leaves_the_fleet_usable(make_fleet: Callable[..., Fleet]) -> None:
+    """What was under way is forgotten: its answers must not turn up among those of the next run."""
+    fleet = make_fleet(2)
+    for _ in fleet.run("work", _calls({}, 10)):
+        break
+    again = [(f"n{i}", (f"n{i}", "none", 0, i)) for i in range(8)]
+    assert _collect(fleet.run("work", again)) == {f"n{i}": i * i for i in range(8)}
+    assert fleet.restarts == 0
+
+
+def test_a_source_that_breaks_is_heard(make_fleet: Callable[..., Fleet]) -> None:
+    """Its error reaches the consumer, and the fleet can be used again."""
+
+    def source() -> Iterator[tuple[str, tuple[Any, ...]]]:
+        yield from _calls({}, 3)
+        raise KeyError("no such candidate")
+
+    fleet = make_fleet(2)
+    with pytest.raises(KeyError, match="no such candidate"):
+        list(fleet.run("work", source()))
+    assert _collect(fleet.run("work", _calls({}, 4))) == _squares(4)
+
+
+def test_a_fleet_has_members(make_fleet: Callable[..., Fleet]) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        make_fleet(0)
+
+
+def test_closing_ends_the_processes(make_fleet: Callable[..., Fleet]) -> None:
+    """Actors left behind would hold their CPUs for the rest of the session."""
+    fleet = make_fleet(2)
+    processes = [ray.get(member.actor.process.remote()) for member in fleet._members]
+    fleet.close()
+    assert len(fleet) == 0
+    for process in processes:
+        while Path(f"/proc/{process}").exists() and "zombie" not in Path(f"/proc/{process}/status").read_text():
+            time.sleep(0.02)

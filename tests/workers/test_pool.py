@@ -1,0 +1,252 @@
+"""Pools in this process and on Ray: the same jobs, the same results, whoever dies in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from numpy.typing import NDArray
+from throng.policies.diffusion import DiffusionSettings
+from throng.policies.problem import Problem
+from throng.policies.screening import road_flows
+from throng.scenarios.demand import Routes
+from throng.scenarios.scenario import Scenario
+from throng.workers.fleet import Failure
+from throng.workers.learner import Learner
+from throng.workers.pool import Job, LocalPool, RayPool
+from throng.workers.reward import RewardClient
+from throng.workers.sumo import GiveUp, Rollout, SumoRollout
+
+Array = NDArray[np.float32]
+DEADLINE = 300.0
+
+
+@pytest.fixture(scope="module")
+def problem(town: Scenario, make_few: Callable[..., Scenario], make_problem: Callable[..., Problem]) -> Problem:
+    return make_problem(replace(make_few(town, 120, 4), observe_speed=True))
+
+
+@pytest.fixture(scope="module")
+def candidates(problem: Problem) -> list[tuple[Array, Array]]:
+    """Latents with the traffic they are learnt at."""
+    shape = problem.preference_model().shape
+    rng = np.random.default_rng(0)
+    scenario = problem.scenario
+    queues = rng.poisson(1.0, (4, scenario.network.road_count, scenario.minutes)).astype(np.float32)
+    return [(rng.standard_normal(shape, dtype=np.float32), queue) for queue in queues]
+
+
+@pytest.fixture(scope="module")
+def jobs(problem: Problem, candidates: list[tuple[Array, Array]]) -> list[Job]:
+    """Every kind of job: learnt, given, mesoscopic, quiet, given up, and one that SUMO refuses."""
+    scenario = problem.scenario
+    target = np.zeros((scenario.network.road_count, scenario.minutes), np.float32)
+    routes = Learner(problem).routes(*candidates[0])
+    broken = Routes(routes.roads.copy(), routes.offsets)
+    broken.roads[1] = broken.roads[0]
+    learnt = [Job(f"learnt{i}", 10 + i, z=z, queue=queue) for i, (z, queue) in enumerate(candidates)]
+    return [
+        Job("given", 1, routes=routes),
+        *learnt,
+        Job("meso", 2, "meso", z=candidates[1][0], queue=candidates[1][1]),
+        Job("quiet", 3, "micro", True, candidates[2][0], candidates[2][1]),
+        Job("broken", 4, routes=broken),
+        Job("hopeless", 5, z=candidates[0][0], queue=candidates[0][1], give_up=GiveUp(target, 0.5, 99)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(problem: Problem, jobs: list[Job]) -> dict[str, Rollout | Failure]:
+    pool = LocalPool(problem, "pretrip", DEADLINE)
+    try:
+        return dict(pool.simulate(jobs))
+    finally:
+        pool.close()
+
+
+@pytest.fixture
+def ray_pool(a_ray: None, problem: Problem) -> Iterator[RayPool]:
+    pool = RayPool(problem, "pretrip", DEADLINE, rollouts=2)
+    yield pool
+    pool.close()
+
+
+def _assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert set(found) == set(expected)
+    for key, one in expected.items():
+        other = found[key]
+        assert type(other) is type(one), key
+        if isinstance(one, Failure):
+            assert other.error == one.error
+            continue
+        for name in ("seed", "fidelity", "quiet", "arrived", "running", "waiting", "teleports", "minutes"):
+            assert getattr(other, name) == getattr(one, name), (key, name)
+        for name in ("queue", "speed", "count"):
+            np.testing.assert_array_equal(getattr(other.macro, name), getattr(one.macro, name), err_msg=key)
+
+
+def test_a_pool_learns_then_simulates(
+    problem: Problem, jobs: list[Job], candidates: list[tuple[Array, Array]], expected: dict[str, Any]
+) -> None:
+    """What comes back for a latent is the traffic of its own routes, with its own seed and fidelity."""
+    learner = Learner(problem)
+    with SumoRollout(problem.scenario) as rollout:
+        for i, (z, queue) in enumerate(candidates):
+            own = rollout.run(learner.routes(z, queue), 10 + i)
+            np.testing.assert_array_equal(expected[f"learnt{i}"].macro.queue, own.macro.queue)
+        quiet = rollout.run(learner.routes(*candidates[2]), 3, quiet=True)
+    np.testing.assert_array_equal(expected["quiet"].macro.queue, quiet.macro.queue)
+    assert isinstance(expected["broken"], Failure)
+    assert "no valid route" in expected["broken"].error
+    assert expected["hopeless"].minutes < problem.scenario.minutes
+
+
+def test_ray_gives_what_one_process_gives(ray_pool: RayPool, jobs: list[Job], expected: dict[str, Any]) -> None:
+    """Bit for bit, the failure included: a run does not depend on how many workers it has."""
+    listed = list(ray_pool.simulate(iter(jobs)))
+    assert len(listed) == len(jobs)
+    _assert_same(dict(listed), expected)
+    assert ray_pool.restarts == 0
+    _assert_same(dict(ray_pool.simulate(jobs)), expected)
+
+
+def test_flows_come_back_in_order(
+    ray_pool: RayPool, problem: Problem, candidates: list[tuple[Array, Array]]
+) -> None:
+    """Screening pairs them with candidates by position."""
+    learner = Learner(problem)
+    by_hand = [road_flows(problem.scenario, learner.routes(z, queue), queue) for z, queue in candidates]
+    local = LocalPool(problem, "pretrip", DEADLINE)
+    for flows in (ray_pool.flows(iter(candidates)), local.flows(candidates)):
+        np.testing.assert_array_equal(np.stack(flows), np.stack(by_hand))
+    local.close()
+    assert ray_pool.flows([]) == []
+
+
+def test_a_killed_worker_changes_nothing(ray_pool: RayPool, jobs: list[Job], expected: dict[str, Any]) -> None:
+    """SIGKILL to a rollout process in the middle: its simulations are done again, with the same seeds."""
+    victims = [ray.get(member.actor.process.remote()) for member in ray_pool.rollouts._members]
+    results = ray_pool.simulate(jobs)
+    found = dict([next(results)])
+    os.kill(victims[0], signal.SIGKILL)
+    found |= dict(results)
+    _assert_same(found, expected)
+    assert ray_pool.restarts <= 1
+    again = dict(ray_pool.simulate(jobs))
+    _assert_same(again, expected)
+    assert ray_pool.restarts == 1, "a process was killed, and its actor replaced"
+
+
+def test_junction_routing_is_the_same_on_ray(
+    a_ray: None, problem: Problem, candidates: list[tuple[Array, Array]], expected: dict[str, Any]
+) -> None:
+    """The policies travel with the job, and a job with given routes is driven as given."""
+    jobs = [
+        Job("live", 10, z=candidates[0][0], queue=candidates[0][1]),
+        Job("given", 1, routes=Learner(problem).routes(*candidates[0])),
+    ]
+    local = LocalPool(problem, "junction", DEADLINE)
+    alone = dict(local.simulate(jobs))
+    local.close()
+    pool = RayPool(problem, "junction", DEADLINE, rollouts=1)
+    try:
+        _assert_same(dict(pool.simulate(jobs)), alone)
+    finally:
+        pool.close()
+    np.testing.assert_array_equal(alone["given"].macro.queue, expected["given"].macro.queue)  # type: ignore[union-attr]
+    assert not np.array_equal(alone["live"].macro.queue, expected["learnt0"].macro.queue)  # type: ignore[union-attr]
+
+
+SETTINGS = DiffusionSettings(width=32, updates=15, batch=32)
+
+
+def _samples(seed: int) -> tuple[Array, Array, NDArray[np.float64]]:
+    rng = np.random.default_rng(seed)
+    queues = rng.gamma(1.0, 2.0, (24, 10, 12)).astype(np.float32)
+    return rng.standard_normal((24, 5), dtype=np.float32), queues, rng.random(24)
+
+
+def _session(client: RewardClient, disturb: Callable[[RewardClient], None]) -> list[Array]:
+    """Some generations of the reward service, disturbed wherever something can go wrong."""
+    z, queues, weight = _samples(0)
+    answers = [client.sample(queues[:6], 1)]
+    disturb(client)
+    client.fit_encoder(queues)
+    disturb(client)
+    answers.append(np.float32([client.train(z, queues, weight, 2)]))
+    disturb(client)
+    answers.append(client.sample(queues[:6], 3))
+    answers.append(client.mutate(z[:6], queues[:6], 0.5, 4))
+    answers.append(np.float32([client.train(z, queues, weight, 5)]))
+    disturb(client)
+    answers.append(client.sample(queues[:6], 6))
+    return answers
+
+
+def _kill(client: RewardClient) -> None:
+    ray.kill(client._service)
+
+
+def test_a_lost_reward_service_comes_back_as_it_was(a_ray: None) -> None:
+    """Killed after every step, it must answer as one that was never disturbed, and as one in this process."""
+    local = RewardClient((5,), None, SETTINGS, 3, remote=False)
+    remote = [RewardClient((5,), None, SETTINGS, 3, remote=True) for _ in range(2)]
+    try:
+        alone = _session(local, lambda _: None)
+        calm = _session(remote[0], lambda _: None)
+        killed = _session(remote[1], _kill)
+        for a, b, c in zip(alone, calm, killed, strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a, c)
+        assert remote[0].restarts == 0
+        assert remote[1].restarts == 4
+    finally:
+        for client in remote:
+            client.close()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_checkpoint_of_the_reward_service_goes_on(a_ray: None, remote: bool) -> None:
+    """Loaded into a fresh service, twice, it trains on as the first did: using a checkpoint does not wear it out."""
+    z, queues, weight = _samples(1)
+    first = RewardClient((5,), None, SETTINGS, 3, remote=False)
+    first.fit_encoder(queues)
+    first.train(z, queues, weight, 1)
+    assert first.tensors is not None
+    saved = {name: tensor.clone() for name, tensor in first.tensors.items()}
+    checkpoint = dict(first.tensors)
+    loss = first.train(z, queues, weight, 2)
+    drawn = first.sample(queues[:4], 3)
+    for _ in range(2):
+        second = RewardClient((5,), None, SETTINGS, 77, remote=remote)
+        second.load(checkpoint)
+        assert second.train(z, queues, weight, 2) == loss
+        np.testing.assert_array_equal(second.sample(queues[:4], 3), drawn)
+        second.close()
+    for name, tensor in saved.items():
+        assert (checkpoint[name] == tensor).all(), name
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_reward_service_that_refuses_is_heard(a_ray: None, remote: bool) -> None:
+    """Weights of NaN are the caller's mistake: no restart, the service's words, and it can be asked again."""
+    z, queues, weight = _samples(2)
+    client = RewardClient((5,), None, SETTINGS, 3, remote=remote)
+    with pytest.raises((RuntimeError, ValueError), match="weights must be non-negative"):
+        client.train(z, queues, weight * np.nan, 1)
+    assert client.restarts == 0
+    assert np.isfinite(client.train(z, queues, weight, 1))
+    client.close()
+
+
+def test_before_the_encoder_is_fitted_traffic_says_nothing() -> None:
+    """The first population is drawn from the prior, whatever the reference traffic."""
+    z, queues, _ = _samples(3)
+    client = RewardClient((5,), None, SETTINGS, 3, remote=False)
+    np.testing.assert_array_equal(client.sample(queues[:4], 1), client.sample(queues[4:8], 1))
