@@ -167,6 +167,10 @@ def main() -> None:
     except (InputError, FleetError, ConnectionError) as error:
         errors.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         code = 2 if isinstance(error, InputError) else 1
+    except OSError as error:
+        where = error.filename or "a temporary file"
+        errors.print(f"error: {where}: {error.strerror or error}; nothing finished is lost: mend that and run again", markup=False)
+        code = 1
     except (KeyboardInterrupt, Abort):
         code = INTERRUPTED
     except TyperException as error:  # a mistyped option or command

@@ -6,6 +6,7 @@ Unknown keys are refused with the nearest right name; relative paths are relativ
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -159,7 +160,7 @@ class ReportConfig(Settings):
 class Config(Settings):
     """One run."""
 
-    name: str = Field("town", pattern=r"^[\w.-]+$")
+    name: str = Field("town", pattern=r"^[\w.-]+$", description="of the run's folder; default: the file's name")
     seed: int = Field(0, ge=0)
     scenario: ScenarioConfig = ScenarioConfig(town=TownConfig())
     target: TargetConfig = TargetConfig()
@@ -201,7 +202,7 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> Config
             raise InputError(f"{path}: not valid YAML: {error}") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise InputError(f"{path}: expected `key: value` lines, got {type(loaded).__name__}")
-        data = loaded or {}
+        data = {"name": re.sub(r"[^\w.-]", "-", path.stem), **(loaded or {})}
     for override in overrides or []:
         _apply(data, override)
     source = str(path) if path is not None else "configuration"

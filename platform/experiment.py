@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tensorboardX import SummaryWriter
 
 from ..policies.diffusion import DiffusionSettings
@@ -47,7 +47,7 @@ class Solution:
     def save(self, path: Path) -> None:
         tensors = {"z": self.z, "tau": self.tau, "estimate": self.estimate}
         flat = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
-        write_atomic(path, lambda temporary: save_file(flat, temporary))
+        write_atomic(path, lambda temporary: temporary.write_bytes(save(flat)))
 
     @classmethod
     def load(cls, path: Path) -> Solution:
@@ -109,7 +109,8 @@ def _search(
             search.generation()
             _commit(search, store)
             for name, value in search.state.history[-1].items():
-                writer.add_scalar(name, value, search.state.generation)
+                if math.isfinite(value):
+                    writer.add_scalar(name, value, search.state.generation)
             writer.flush()
         writer.close()
         search.conclude()
@@ -183,8 +184,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Re-simulates the best policies on seeds no search has seen, beside the floors and nulls; writes evaluation.json.
 
-    For an observed target without a known truth the seed floor is sqrt(2) times the spread between seeds of the best
-    policies: what two runs of the same drivers differ by.
+    For an observed target without a known truth the floor is sqrt(2) times the spread between seeds of the best policies:
+    what two runs of the same drivers differ by.
     """
     progress.phase("evaluating")
     case = bench.case
@@ -199,7 +200,8 @@ def evaluate(
     if refs.SEED_FLOOR in known:
         floor, floor_is = known[refs.SEED_FLOOR].mean, "truth, other seeds"
     else:
-        floor, floor_is = float(np.sqrt(2.0) * np.nanstd(quantities, axis=0, ddof=1).mean()), "spread of the best policies"
+        floor = float(np.sqrt(2.0 * np.nanmean(np.nanvar(quantities, axis=0, ddof=1))))
+        floor_is = "sqrt(2) x spread of the best policies between seeds"
     prior = known[refs.PRIOR].mean
     rows = [_row(reference, floor, prior) for reference in [own, *known.values()]]
     result = {
@@ -212,13 +214,13 @@ def evaluate(
         "teleports": float(np.mean([one.teleports for one in outcomes])),
         "still_driving": float(np.mean([one.running + one.waiting for one in outcomes])),
     }
-    arrays = {"simulated": quantities.astype(np.float32), "observed": bench.target.values}
+    arrays = {"simulated": quantities, "observed": bench.target.values}
     if not bench.target.by_road:
         arrays["queues"] = np.stack([one.macro.queue for one in outcomes if one.macro is not None])
     if known[refs.PRIOR].quantity_mean is not None:
-        arrays["prior"] = np.asarray(known[refs.PRIOR].quantity_mean, np.float32)
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
-    write_atomic(store.directory / "evaluation.safetensors", lambda path: save_file(tensors, path))
+        arrays["prior"] = known[refs.PRIOR].quantity_mean
+    tensors = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in arrays.items()}
+    write_atomic(store.directory / "evaluation.safetensors", lambda path: path.write_bytes(save(tensors)))
     store.write_json("evaluation.json", result)
     return result
 

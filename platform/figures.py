@@ -159,7 +159,6 @@ def _network(data: ReportData) -> Figure:
     panel = WIDTH / 3 - 0.25
     tall = panel * float(np.clip(size[1] / size[0], 0.4, 1.4))
     figure = _figure(WIDTH, tall + 1.2)
-    figure.suptitle(f"Minute {data.peak + 1} of {data.minutes}", fontsize=11, color=MUTED)
     metres = float(max(size[0] / panel, size[1] / tall)) / 72 * 1.06  # per point
     density = np.clip(11 * np.sqrt(panel * tall / len(data.shapes)), 0.8, 2.0)
     widths = density * (0.5 + 0.65 * np.clip(np.nan_to_num(data.lanes), 1, 5))
@@ -186,7 +185,7 @@ def _network(data: ReportData) -> Figure:
         axes.set_aspect("equal")
         axes.set_xlim(low[0] - 0.02 * size.max(), high[0] + 0.02 * size.max())
         axes.set_ylim(low[1] - 0.02 * size.max(), high[1] + 0.02 * size.max())
-        _plain(axes, title)
+        _plain(axes, f"{title}, minute {data.peak + 1}")
         axes.set_axis_off()
         _colour_bar(figure, axes, ramp, scale, label, extend)
     if np.isnan(data.observed[:, data.peak]).any():

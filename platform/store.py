@@ -18,17 +18,17 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Iterator
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ..scenarios.errors import InputError
 from .config import Config, load_config
@@ -150,7 +150,7 @@ class RunStore:
                 return dict(data)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: damaged ({error}); delete it and run again: that simulation is repeated") from error
 
     def journal_put(self, key: str, arrays: Arrays) -> None:
@@ -188,7 +188,7 @@ class RunStore:
             )
             write_atomic(self.directory / "macro" / f"{name}.parquet", lambda path: pq.write_table(traffic, path))
         checkpoint = self.directory / "checkpoints" / f"{name}.safetensors"
-        write_atomic(checkpoint, lambda path: save_file(dict(tensors), path))
+        write_atomic(checkpoint, lambda path: path.write_bytes(save(dict(tensors))))
         facts = {"generation": generation, "finished": False, "written": time.time(), **facts}
         self.write_json("manifest.json", facts)
         for path in (self.directory / "journal").glob(f"g{name}-*.npz"):
@@ -217,10 +217,3 @@ class RunStore:
         path = self.directory / name
         return json.loads(path.read_text()) if path.exists() else None
 
-
-@contextmanager
-def opened(store: RunStore) -> Iterator[RunStore]:
-    try:
-        yield store
-    finally:
-        store.close()

@@ -41,6 +41,7 @@ class _Call:
     key: Hashable
     arguments: tuple[Any, ...]
     tries: int = 0
+    suspect: bool = False  # was lost with an actor: from then on it has an actor to itself
 
 
 @dataclass(eq=False)
@@ -96,6 +97,8 @@ class Fleet:
                             except StopIteration:
                                 exhausted = True
                         if not waiting:
+                            break
+                        if member.pending and any(c.suspect for c in (waiting[0], *member.pending.values())):
                             break
                         self._submit(member, method, waiting.popleft())
                 busy = {reference: member for member in self._members for reference in member.pending}
@@ -155,6 +158,10 @@ class Fleet:
         culprit = member.pending.pop(blamed)
         others = list(member.pending.values())
         member.pending.clear()
+        # The answer of the call before may have died with the actor, so blame can be wrong; nobody is given up for it, as
+        # each is tried again alone.
+        for call in (culprit, *others):
+            call.suspect = True
         culprit.tries += 1
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         self._errors.append(f"{culprit.key}: {reason}")

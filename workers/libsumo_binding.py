@@ -7,6 +7,7 @@ looked up here with the public function as fallback.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -81,6 +82,6 @@ def simulation(options: list[str], log: Path) -> Iterator[None]:
             with contextlib.suppress(libsumo.TraCIException, libsumo.FatalTraCIError, RuntimeError):
                 libsumo.close()  # SUMO fills its log on closing, and starts afresh after an error
             said = log.read_text().strip() if log.exists() else ""
-            raise RolloutError(f"SUMO stopped: {said or error}") from error
+            raise RolloutError(f"SUMO stopped: {said or f'{error} Its options: {shlex.join(options)}'}") from error
     finally:
         _process.release()

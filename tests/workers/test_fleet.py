@@ -166,15 +166,16 @@ def test_a_poisonous_call_is_given_up_and_nobody_else(
     make_fleet: Callable[..., Fleet], marks: Path, poison: list[str]
 ) -> None:
     """It kills each actor it meets. The innocent call queued behind it dies with it and must not be blamed."""
-    fleet = make_fleet(2, in_flight=3)
+    fleet = make_fleet(2, in_flight=3, restarts=20)
     found = _collect(fleet.run("work", _calls({key: ("exit", 99) for key in poison}, 12)))
     for key in poison:
         failure = found.pop(key)
         assert isinstance(failure, Failure)
         assert "Actor" in failure.error
-        assert _tries(marks)[key] == TRIES
     assert found == {key: value for key, value in _squares(12).items() if key not in poison}
-    assert fleet.restarts == TRIES * len(poison)
+    tries = [_tries(marks)[key] for key in poison]
+    assert fleet.restarts == sum(tries)
+    assert all(TRIES <= n <= TRIES + 1 for n in tries), "once more if its neighbour was blamed for it"
 
 
 class _Clock:
