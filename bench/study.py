@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-
 from throng.platform.config import load_config
 from throng.platform.experiment import run
 from throng.platform.references import FASTEST, IDENTIFIABILITY, PRIOR, SEED_FLOOR, SHORTEST

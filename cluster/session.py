@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 # Read by Ray when its processes start. Workers at Ray's default niceness of 15 crawl on a busy machine.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -31,7 +32,7 @@ def session(address: str, rollouts: int | None) -> Iterator[int]:
             anything else is an address of a running cluster, as for `ray.init`.
         rollouts: wanted workers; None: one for each CPU (of a cluster: but one, for learners and the reward service).
     """
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         workers = rollouts or cpus()
         # One logical CPU more than rollouts: learners and the reward service work in the gaps.
@@ -41,7 +42,8 @@ def session(address: str, rollouts: int | None) -> Iterator[int]:
             ray.init(address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConnectionError(f"no Ray cluster at {address!r}: {error}") from error
-        workers = rollouts or max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        workers = rollouts or max(1, int(resources.get("CPU", 2)) - 1)
     try:
         yield workers
     finally:

@@ -15,7 +15,7 @@ from ..policies.problem import LatentSettings, Problem
 from ..scenarios.demand import PublishedRoutes, Routes, load_demand
 from ..scenarios.errors import InputError
 from ..scenarios.network import load_network
-from ..scenarios.observed import Observed, load_observed
+from ..scenarios.observed import Kind, Observed, load_observed
 from ..scenarios.scenario import Scenario
 from ..scenarios.town import write_town
 from ..scenarios.truths import iid_rewards, structured_weights
@@ -48,6 +48,8 @@ def load_case(config: Config, directory: Path) -> Case:
     """
     given = config.scenario
     begin, minutes = given.begin, given.minutes
+    demand_files: tuple[Path, ...]
+    additional: tuple[Path, ...]
     if given.town is not None:
         town = write_town(directory, given.town.vehicles, given.town.minutes, given.town.seed)
         net, demand_files, additional = town.net, (town.trips,), ()
@@ -55,10 +57,8 @@ def load_case(config: Config, directory: Path) -> Case:
     else:
         assert given.net is not None
         net, demand_files, additional = given.net, given.demand, given.additional
-    loaded = load_demand(
-        demand_files, load_network(net), begin, begin + 60.0 * minutes, additional, given.unreachable
-    )
-    kind = config.target.kind
+    loaded = load_demand(demand_files, load_network(net), begin, begin + 60.0 * minutes, additional, given.unreachable)
+    kind: Kind = config.target.kind
     observed = None
     if config.target.observed is not None:
         observed = load_observed(config.target.observed, loaded.network, begin, minutes)

@@ -77,9 +77,7 @@ def load_search(search: Search, tensors: dict[str, torch.Tensor], facts: dict[st
     corrections = {}
     for rung in search.settings.ladder[:-1]:
         corrections[rung] = Correction()
-        corrections[rung].load(
-            tensors[f"correction.{rung}"].numpy().copy(), int(tensors[f"correction.{rung}.pairs"])
-        )
+        corrections[rung].load(tensors[f"correction.{rung}"].numpy().copy(), int(tensors[f"correction.{rung}.pairs"]))
     if "archive.flows" in tensors:
         columns = [tensors[f"archive.{name}"].numpy() for name in ("flows", "quantity", "rung")]
         search.archive[:] = [(f.copy(), q.copy(), int(rung)) for f, q, rung in zip(*columns, strict=True)]

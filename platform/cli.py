@@ -6,7 +6,7 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -113,7 +113,9 @@ def check(config: ConfigPath = None, overrides: Overrides = None) -> None:
 @scenario_app.command("town")
 def town(
     out: Annotated[Path, typer.Option(help="Folder for the files.")],
-    vehicles: Annotated[int, typer.Option(min=1, help="Trips; 1557, 2758 and 4423 drive 30, 60 and 90 minutes.")] = 1557,
+    vehicles: Annotated[
+        int, typer.Option(min=1, help="Trips; 1557, 2758 and 4423 drive 30, 60 and 90 minutes.")
+    ] = 1557,
     minutes: Annotated[int | None, typer.Option(min=1, help="Length of the simulation.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the demand.")] = 0,
 ) -> None:
@@ -157,6 +159,12 @@ def _finish(directory: Path) -> None:
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
+def _usage(error: Any) -> int:
+    """Shows a usage error as Typer does; its class is not public."""
+    error.show()
+    return int(error.exit_code)
+
+
 def main() -> None:
     """Entry point of the `throng` command: bad input gives its message alone and exit 2, Ctrl-C exit 130."""
     from ..workers.fleet import FleetError
@@ -169,13 +177,15 @@ def main() -> None:
         code = 2 if isinstance(error, InputError) else 1
     except OSError as error:
         where = error.filename or "a temporary file"
-        errors.print(f"error: {where}: {error.strerror or error}; nothing finished is lost: mend that and run again", markup=False)
+        errors.print(
+            f"error: {where}: {error.strerror or error}; nothing finished is lost: mend that and run again",
+            markup=False,
+        )
         code = 1
     except (KeyboardInterrupt, Abort):
         code = INTERRUPTED
     except TyperException as error:  # a mistyped option or command
-        error.show()
-        code = error.exit_code
+        code = _usage(error)
     if code == INTERRUPTED:
         errors.print("interrupted; nothing finished is lost: the same command goes on from here", markup=False)
     sys.exit(code if isinstance(code, int) else 0)

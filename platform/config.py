@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..scenarios.errors import InputError
 
@@ -64,7 +72,9 @@ class ScenarioConfig(Settings):
 class TargetConfig(Settings):
     """The observed macro series, or how to make one."""
 
-    observed: Path | None = Field(None, description="CSV or Parquet: road, minute, and queue, speed or count (or minute, lcc)")
+    observed: Path | None = Field(
+        None, description="CSV or Parquet: road, minute, and queue, speed or count (or minute, lcc)"
+    )
     kind: Literal["queue", "lcc"] = Field("queue", description="what a synthetic target consists of")
     truth: Literal["structured", "iid", "published"] = Field(
         "structured",
@@ -86,7 +96,9 @@ class TargetConfig(Settings):
 class LatentConfig(Settings):
     """The preference model that evolves."""
 
-    kind: Literal["hier", "token", "table"] = Field("hier", description="shared effects, per-vehicle tokens, literal table")
+    kind: Literal["hier", "token", "table"] = Field(
+        "hier", description="shared effects, per-vehicle tokens, literal table"
+    )
     groups: int = Field(8, ge=1, description="hier: origin-destination groups")
     connection_taste: int = Field(0, ge=0, description="hier: shared tastes per connection")
     tokens: int = Field(16, ge=1, description="token: numbers per vehicle")
@@ -111,13 +123,17 @@ class SearchConfig(Settings):
     budget: float = Field(64.0, gt=0, description="stop after this many micro-equivalent simulations")
     generations: int = Field(100, ge=1, description="stop after this many generations")
     patience: int = Field(10, ge=1, description="stop when the best has not improved for so many generations")
-    ladder: tuple[Rung, ...] = Field(("meso", "quiet", "micro"), description="fidelities, cheapest first, ending in micro")
+    ladder: tuple[Rung, ...] = Field(
+        ("meso", "quiet", "micro"), description="fidelities, cheapest first, ending in micro"
+    )
     screen: int = Field(12, ge=1, description="candidates drawn for each one simulated, ranked by their flows; 1: none")
     promote: float = Field(0.125, gt=0, le=1, description="share of each rung that climbs to the next")
     weight: Literal["rank", "linear"] = Field("rank", description="rank weights, or the paper's Eq. 8 (winsorised)")
     handover: Literal["mixed", "resample"] = Field("mixed", description="line 6: keep half of the population, or none")
     elites: int = Field(2, ge=1, description="kept unmutated, re-simulated with a fresh seed every generation")
-    kept_first: float = Field(0.5, gt=0, lt=1, description="share of a parent's signal that mutation keeps, at the start")
+    kept_first: float = Field(
+        0.5, gt=0, lt=1, description="share of a parent's signal that mutation keeps, at the start"
+    )
     kept_last: float = Field(0.95, gt=0, lt=1, description="the same at the end of the budget")
     replay: int = Field(6, ge=1, description="generations of samples the diffusion model trains on")
 
@@ -146,7 +162,9 @@ class DiffusionConfig(Settings):
 class WorkersConfig(Settings):
     """Where it runs."""
 
-    rollouts: int | None = Field(None, ge=0, description="SUMO workers; default: the CPUs there are; 0: in this process")
+    rollouts: int | None = Field(
+        None, ge=0, description="SUMO workers; default: the CPUs there are; 0: in this process"
+    )
     address: str = Field("local", description="local: start Ray here; auto or ray://…: use a running cluster")
     deadline: float = Field(600.0, gt=0, description="seconds one simulation may take")
     restarts: int = Field(8, ge=0, description="lost workers that are replaced before the run stops")

@@ -237,4 +237,3 @@ def _row(reference: Reference, floor: float, prior: float) -> dict[str, Any]:
         "gap": 1.0 - share,
         **means,
     }
-

@@ -78,9 +78,7 @@ def spread(centres: Sequence[float], heights: Sequence[float], low: float, high:
         while True:
             height = sum(heights[i] for i in members)
             below = np.cumsum([0.0] + [heights[i] for i in members[:-1]])
-            wish = float(
-                np.mean([centres[i] - heights[i] / 2 - b for i, b in zip(members, below, strict=True)])
-            )
+            wish = float(np.mean([centres[i] - heights[i] / 2 - b for i, b in zip(members, below, strict=True)]))
             start = max(low, min(wish, high - height))
             if not groups or start >= groups[-1][1] + sum(heights[i] for i in groups[-1][0]) - 1e-9:
                 break
@@ -163,16 +161,12 @@ def _network(data: ReportData) -> Figure:
     density = np.clip(11 * np.sqrt(panel * tall / len(data.shapes)), 0.8, 2.0)
     widths = density * (0.5 + 0.65 * np.clip(np.nan_to_num(data.lanes), 1, 5))
     lines = [beside(s, (w / 2 + 0.35) * metres) for s, w in zip(data.shapes, widths, strict=True)]
-    for axes, (title, values, ramp, scale, label, extend) in zip(
-        figure.subplots(1, 3), _panels(data), strict=True
-    ):
+    for axes, (title, values, ramp, scale, label, extend) in zip(figure.subplots(1, 3), _panels(data), strict=True):
         now = values[:, data.peak]
         known = np.isfinite(now)
         sign = -1 if data.low_is_bad and values is not data.difference else 1  # the worst are drawn last
         order = np.argsort(np.where(known, sign * np.abs(now), -np.inf), kind="stable")
-        axes.add_collection(
-            LineCollection(lines, colors=MISSING, linewidths=np.where(known, widths + 0.7, 0.8))
-        )
+        axes.add_collection(LineCollection(lines, colors=MISSING, linewidths=np.where(known, widths + 0.7, 0.8)))
         roads = [i for i in order if known[i]]
         axes.add_collection(
             LineCollection(
@@ -193,9 +187,7 @@ def _network(data: ReportData) -> Figure:
     return figure
 
 
-def _colour_bar(
-    figure: Figure, axes: Axes, ramp: Colormap, scale: Normalize, label: str, extend: str
-) -> None:
+def _colour_bar(figure: Figure, axes: Axes, ramp: Colormap, scale: Normalize, label: str, extend: str) -> None:
     source = matplotlib.cm.ScalarMappable(scale, ramp)
     bar = figure.colorbar(
         source,
@@ -217,17 +209,13 @@ def _series(axes: Axes, observed: NDArray[Any], simulated: NDArray[Any], prior: 
     minute = np.arange(1, len(observed) + 1)
     mark = "o" if len(observed) == 1 else None
     if prior is not None:
-        axes.plot(
-            minute, prior, color=MUTED, linewidth=1.3, linestyle=(0, (4, 3)), marker=mark, label="prior mean"
-        )
+        axes.plot(minute, prior, color=MUTED, linewidth=1.3, linestyle=(0, (4, 3)), marker=mark, label="prior mean")
     if len(simulated) > 1:
         axes.fill_between(
             minute, simulated.min(axis=0), simulated.max(axis=0), color=MODEL, alpha=0.22, linewidth=0,
             label=f"simulated, range of {len(simulated)} seeds",
         )  # fmt: skip
-    axes.plot(
-        minute, simulated.mean(axis=0), color=MODEL, linewidth=1.9, marker=mark, label="simulated, mean"
-    )
+    axes.plot(minute, simulated.mean(axis=0), color=MODEL, linewidth=1.9, marker=mark, label="simulated, mean")
     axes.plot(minute, observed, color=INK, linewidth=1.9, marker=mark, label="observed")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(*((1, len(minute)) if len(minute) > 1 else (0.5, 1.5)))
@@ -272,9 +260,7 @@ def _error(data: ReportData) -> Figure:
         axes.plot(x, median, color=SECOND, linewidth=1.5, marker=mark, markersize=3)
         ends.append((f"population median {median[-1]:#.3g}", float(median[-1]), SECOND))
     if spread_of_best is not None:
-        axes.fill_between(
-            x, best - spread_of_best, best + spread_of_best, color=MODEL, alpha=0.2, linewidth=0
-        )
+        axes.fill_between(x, best - spread_of_best, best + spread_of_best, color=MODEL, alpha=0.2, linewidth=0)
     axes.plot(x, best, color=MODEL, linewidth=2.2, marker=mark, markersize=3.5)
     ends.append((f"best so far {best[-1]:#.3g}", float(best[-1]), MODEL))
     _plain(
@@ -312,12 +298,8 @@ def _preferences(data: ReportData) -> Figure:
     place = np.arange(len(rows))
     truths = [(i, row["truth"]) for i, row in enumerate(rows) if row.get("truth") is not None]
     axes.axvline(0, color=MUTED, linewidth=1)
-    axes.hlines(
-        place, [r["low"] for r in rows], [r["high"] for r in rows], color=MODEL, linewidth=3, alpha=0.45
-    )
-    axes.plot(
-        [r["mean"] for r in rows], place, "o", color=MODEL, markersize=6.5, label="mean of the ensemble"
-    )
+    axes.hlines(place, [r["low"] for r in rows], [r["high"] for r in rows], color=MODEL, linewidth=3, alpha=0.45)
+    axes.plot([r["mean"] for r in rows], place, "o", color=MODEL, markersize=6.5, label="mean of the ensemble")
     if truths:
         axes.plot(
             [value for _, value in truths], [i for i, _ in truths], "D",
@@ -325,16 +307,10 @@ def _preferences(data: ReportData) -> Figure:
         )  # fmt: skip
     axes.set_yticks(place, [_literal(textwrap.fill(str(row["feature"]), 34)) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    reach = max(
-        abs(value) for row in rows for value in (row["low"], row["high"], row["mean"], row.get("truth") or 0)
-    )
+    reach = max(abs(value) for row in rows for value in (row["low"], row["high"], row["mean"], row.get("truth") or 0))
     axes.set_xlim(-1.08 * (reach or 1), 1.08 * (reach or 1))
-    _plain(
-        axes, "", "← drivers avoid it     reward per standard deviation of the feature     drivers like it →"
-    )
-    axes.set_title(
-        "Population preferences, 90 % interval", loc="left", fontsize=10.5, fontweight="bold", color=INK
-    )
+    _plain(axes, "", "← drivers avoid it     reward per standard deviation of the feature     drivers like it →")
+    axes.set_title("Population preferences, 90 % interval", loc="left", fontsize=10.5, fontweight="bold", color=INK)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -348,9 +324,7 @@ def _heatmap(data: ReportData) -> Figure:
     extent = (0.5, data.minutes + 0.5, count + 0.5, 0.5)
     for axes, (title, values, ramp, scale, label, extend) in zip(all_axes, _panels(data), strict=True):
         axes.set_facecolor(MISSING)
-        axes.imshow(
-            values[data.top], cmap=ramp, norm=scale, aspect="auto", interpolation="nearest", extent=extent
-        )
+        axes.imshow(values[data.top], cmap=ramp, norm=scale, aspect="auto", interpolation="nearest", extent=extent)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _plain(axes, title, "minute")
         _colour_bar(figure, axes, ramp, scale, label, extend)

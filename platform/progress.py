@@ -6,7 +6,8 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 LINE_EVERY = 10.0  # seconds between plain lines
 
@@ -34,13 +35,20 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._live:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(), TextColumn("{task.fields[facts]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[facts]}"),
+            )
             self._bar = Bar(*columns, console=self._console, transient=True)
             self._bar.start()
             self._task = self._bar.add_task("", total=1.0, facts="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -85,7 +93,9 @@ class Progress:
         elif not self._live and now - self._last_line >= LINE_EVERY:
             self._last_line = now
             percent = f"{100 * self._share:3.0f} % · " if self._share else ""
-            self._console.print(f"[{_clock(now - self._began)}] {self._phase} · {percent}{text}", highlight=False, markup=False)
+            self._console.print(
+                f"[{_clock(now - self._began)}] {self._phase} · {percent}{text}", highlight=False, markup=False
+            )
 
 
 def _clock(seconds: float) -> str:

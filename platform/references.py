@@ -77,7 +77,5 @@ def _reference(bench: Workbench, name: str, outcomes: list[Outcome]) -> Referenc
     quantities = [bench.target.quantity(one.macro) for one in outcomes if one.macro is not None]
     if not quantities:
         return Reference(name, [{"rmse": float("nan")}])
-    traffic = [
-        {"teleports": float(one.teleports), "unfinished": float(one.running + one.waiting)} for one in outcomes
-    ]
+    traffic = [{"teleports": float(one.teleports), "unfinished": float(one.running + one.waiting)} for one in outcomes]
     return Reference(name, [bench.target.scores(one) for one in quantities], traffic, np.mean(quantities, axis=0))

@@ -200,8 +200,7 @@ def render(data: ReportData) -> str:
         "title": html.escape(data.title),
         "worst": html.escape(data.worst),
         "facts": "".join(
-            f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd></div>"
-            for label, value in data.summary
+            f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd></div>" for label, value in data.summary
         ),
         "preferences": _preference_table(data),
         "levels": _level_table(data),
@@ -253,8 +252,7 @@ def payload(data: ReportData) -> dict[str, Any]:
         "history": {name: numbers(column) for name, column in data.history.items()},
         "levels": [[name, _finite(mean), _finite(sd)] for name, mean, sd in data.levels],
         "preferences": [
-            {"feature": str(row["feature"])}
-            | {key: _finite(row.get(key)) for key in ("mean", "low", "high", "truth")}
+            {"feature": str(row["feature"])} | {key: _finite(row.get(key)) for key in ("mean", "low", "high", "truth")}
             for row in data.preferences
         ],
     }
@@ -321,9 +319,7 @@ def _preference_table(data: ReportData) -> str:
 
 def _level_table(data: ReportData) -> str:
     rows = [[name, _number(mean), _number(sd)] for name, mean, sd in data.levels]
-    return _folded(
-        "Reference levels in numbers", ["reference", f"mean error, {data.error_unit}", "s.d."], rows
-    )
+    return _folded("Reference levels in numbers", ["reference", f"mean error, {data.error_unit}", "s.d."], rows)
 
 
 def _folded(summary: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -348,8 +344,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         for row in rows
     )
     return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{columns}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 

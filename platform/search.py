@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..policies.screening import FlowSurrogate
 from ..workers.pool import Job
 from ..workers.reward import RewardClient
+from ..workers.sumo_files import Fidelity
 from .config import Rung, SearchConfig
 from .evolution import WEIGHTS, Correction, Individual, Operator, effective_sample_size, kept_signal, roulette
 from .progress import Progress
@@ -181,9 +182,7 @@ class Search:
 
     # -- proposing ----------------------------------------------------------------------------------------------------
 
-    def _individuals(
-        self, operator: Operator, latents: Array, taus: Array, parents: Sequence[int]
-    ) -> list[Individual]:
+    def _individuals(self, operator: Operator, latents: Array, taus: Array, parents: Sequence[int]) -> list[Individual]:
         state = self.state
         first = state.next_id
         state.next_id += len(latents)
@@ -233,7 +232,11 @@ class Search:
         climbing = individuals
         sizes = self._climbing(len(individuals))
         for rung, size in zip(self.settings.ladder, sizes, strict=True):
-            climbing = sorted(climbing, key=lambda one: (one.estimate, one.id))[:size] if rung != self.settings.ladder[0] else climbing
+            climbing = (
+                sorted(climbing, key=lambda one: (one.estimate, one.id))[:size]
+                if rung != self.settings.ladder[0]
+                else climbing
+            )
             self._simulate(climbing, rung, phase, fresh=rung == "micro")
             climbing = [one for one in climbing if math.isfinite(one.estimate)]
         return [one for one in individuals if math.isfinite(one.estimate)]
@@ -249,7 +252,7 @@ class Search:
             key = f"g{generation:04d}-{phase}-{rung}-i{one.id:06d}"
             give_up = None if rung == "meso" or worst is None else self.target.give_up(worst, self.vehicles)
             own = child_seed(self.seed, "fresh", generation, phase, one.id) if fresh else seed
-            fidelity = "meso" if rung == "meso" else "micro"
+            fidelity: Fidelity = "meso" if rung == "meso" else "micro"
             tau = one.tau.astype(np.float32)
             jobs[key] = (
                 one,

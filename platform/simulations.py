@@ -97,5 +97,6 @@ def _from_arrays(arrays: Arrays) -> Outcome:
     macro = None
     if "queue" in arrays:
         macro = Macro(arrays["queue"], arrays.get("speed"), arrays.get("count"))
-    counts = [int(value) for value in arrays["counts"]]
-    return Outcome(macro, *counts, sumo_seconds=float(arrays["sumo_seconds"]), error=str(arrays["error"]))
+    minutes, teleports, arrived, running, waiting = (int(value) for value in arrays["counts"])
+    seconds, error = float(arrays["sumo_seconds"]), str(arrays["error"])
+    return Outcome(macro, minutes, teleports, arrived, running, waiting, seconds, error)

@@ -109,7 +109,9 @@ class RunStore:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"{self.directory}: another process is working on this run; choose another --out") from error
+            raise InputError(
+                f"{self.directory}: another process is working on this run; choose another --out"
+            ) from error
         self._lock = lock
 
     def _same_run(self, config: Config, extend: bool) -> None:
@@ -151,7 +153,9 @@ class RunStore:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: damaged ({error}); delete it and run again: that simulation is repeated") from error
+            raise InputError(
+                f"{path}: damaged ({error}); delete it and run again: that simulation is repeated"
+            ) from error
 
     def journal_put(self, key: str, arrays: Arrays) -> None:
         def write(path: Path) -> None:
@@ -216,4 +220,3 @@ class RunStore:
     def read_json(self, name: str) -> Any | None:
         path = self.directory / name
         return json.loads(path.read_text()) if path.exists() else None
-

@@ -62,7 +62,9 @@ def _must(key: str, outcome: Outcome) -> Outcome:
 
 
 @contextlib.contextmanager
-def workbench(config: Config, store: RunStore | None, progress: Progress, case: Case | None = None) -> Iterator[Workbench]:
+def workbench(
+    config: Config, store: RunStore | None, progress: Progress, case: Case | None = None
+) -> Iterator[Workbench]:
     """Opens the case, starts the workers and prepares the target; `case` is given when it has been loaded already."""
     with contextlib.ExitStack() as stack:
         if case is None:

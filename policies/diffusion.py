@@ -66,7 +66,11 @@ class VectorDenoiser(nn.Module):
         super().__init__()
         self.time = TimeEmbedding(32)
         self.layers = nn.Sequential(
-            nn.Linear(size + 32 + condition, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, size)
+            nn.Linear(size + 32 + condition, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, size),
         )
         _zero(self.layers[-1])
 
@@ -185,7 +189,7 @@ class DiffusionModel:
             error = noise - self._predict(self.network, noisy, t, given[rows].to(self.device))
             loss = error.square().mean()
             self._optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), cfg.grad_clip)
             self._optimiser.step()
             with torch.no_grad():

@@ -90,9 +90,7 @@ def distances_ahead(network: RoadNetwork, destination: NDArray[np.int32]) -> Ahe
     return Ahead(dijkstra(reverse, indices=goals).astype(np.float32) * np.float32(1 - 1e-5), row)
 
 
-def fastest_routes(
-    network: RoadNetwork, origin: NDArray[np.int32], destination: NDArray[np.int32]
-) -> Routes:
+def fastest_routes(network: RoadNetwork, origin: NDArray[np.int32], destination: NDArray[np.int32]) -> Routes:
     """Fastest free-flow routes (length over speed limit) of all vehicles: a null of every comparison."""
     to = np.ascontiguousarray(network.connections[:, 1])
     seconds = (network.length / network.speed)[to].astype(np.float32)

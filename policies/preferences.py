@@ -84,10 +84,12 @@ def connection_basis(network: RoadNetwork, phi: Array, size: int, seed: int = 0)
     e = network.connection_count
     if not 1 <= size <= e:
         raise ValueError(f"basis size must lie in 1..{e} (connections), got {size}")
-    source, target = network.connections[:, 0], network.connections[:, 1]
+    target = network.connections[:, 1]
     order = np.arange(e)
-    pairs = [np.stack([np.full(network.first[t + 1] - network.first[t], i), order[network.first[t] : network.first[t + 1]]])
-             for i, t in enumerate(target)]
+    pairs = [
+        np.stack([np.full(network.first[t + 1] - network.first[t], i), order[network.first[t] : network.first[t + 1]]])
+        for i, t in enumerate(target)
+    ]
     i, j = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), int)
     adjacency = scipy.sparse.csr_array((np.ones(i.size), (i, j)), shape=(e, e))
     laplacian = scipy.sparse.csgraph.laplacian(((adjacency + adjacency.T) > 0).astype(np.float64))
@@ -219,7 +221,7 @@ class TokenPreferences:
         if self.basis is None:
             return Rewards(np.asarray(z, np.float32), np.zeros(self.vehicles, np.float32))
         gain = np.float32(np.sqrt(self._connections / self.basis.shape[1]))
-        return Rewards((gain * z[:, :-1]) @ self.basis.T, np.float32(UNIT) * z[:, -1])
+        return Rewards((gain * z[:, :-1]) @ self.basis.T, (UNIT * z[:, -1]).astype(np.float32))
 
     def encode(self, rewards: Rewards) -> Array:
         if self.basis is None:

@@ -61,7 +61,8 @@ class FlowSurrogate:
         `fidelity [samples]` numbers the rung each value comes from; the highest present sets the level.
         """
         features = _features(flows)  # [samples, roads, minutes, features]
-        x, y = np.empty_like(features), np.empty(values.shape)
+        x: NDArray[np.float64] = np.empty(features.shape)
+        y: NDArray[np.float64] = np.empty(values.shape)
         for rung in np.unique(fidelity):
             rows = fidelity == rung
             self._feature_mean, self._value_mean = features[rows].mean(axis=0), values[rows].mean(axis=0)

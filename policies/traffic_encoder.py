@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,5 +39,5 @@ def _blocks(queues: NDArray[np.float32]) -> NDArray[np.float32]:
     minutes = queues.shape[2]
     edges = np.linspace(0, minutes, min(BLOCKS, minutes) + 1).astype(int)
     logs = np.log1p(np.nan_to_num(queues))
-    means = [logs[:, :, a:b].mean(axis=2) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    means = [logs[:, :, a:b].mean(axis=2) for a, b in itertools.pairwise(edges)]
     return np.concatenate(means, axis=1).astype(np.float32)

@@ -98,9 +98,7 @@ def _solve(rewards, first, to, allowed, discount, step, sweeps):  # type: ignore
     return q
 
 
-def state_values(
-    q: NDArray[np.float32], first: NDArray[np.int32], allowed: NDArray[np.bool_]
-) -> NDArray[np.float32]:
+def state_values(q: NDArray[np.float32], first: NDArray[np.int32], allowed: NDArray[np.bool_]) -> NDArray[np.float32]:
     """V(s) = max over allowed actions of Q, `[vehicles, roads] float32`; 0 where no action is allowed."""
     return _values(np.ascontiguousarray(q), first, allowed)
 

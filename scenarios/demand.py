@@ -162,9 +162,7 @@ def _attributes(attributes: dict[str, str], drawn_type: str | None) -> str:
     return " ".join(f"{key}={quoteattr(chosen[key])}" for key in _REPEATED if key in chosen)
 
 
-def _nobody(
-    contents: Contents, notes: Counter[str], paths: list[Path], begin: float, end: float
-) -> InputError:
+def _nobody(contents: Contents, notes: Counter[str], paths: list[Path], begin: float, end: float) -> InputError:
     first, last = contents.span
     span = f"vehicles depart between {first:g} and {last:g} s" if first <= last else "they hold no vehicle"
     why = ", ".join(f"{reason}: {count}" for reason, count in notes.items()) or "nothing"

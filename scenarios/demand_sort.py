@@ -193,9 +193,7 @@ class Sorter:
             chosen = route.attrib["last"]
         else:
             given = [part.get("probability", "1") for part in parts]
-            shares = weights(
-                route.get("probabilities", "").split() or given, len(parts), entry.id, entry.file
-            )
+            shares = weights(route.get("probabilities", "").split() or given, len(parts), entry.id, entry.file)
             chosen = self._draw([Alternative(str(i), share) for i, share in enumerate(shares)])
         if not chosen.isdecimal() or int(chosen) >= len(parts):
             raise entry.fail(f"last={chosen!r} of its route distribution; expected 0 to {len(parts) - 1}")
@@ -241,8 +239,7 @@ class Sorter:
 def _cannot_be_driven(trips: list[Learnt], network: RoadNetwork) -> InputError:
     ids = network.road_ids
     first = ", ".join(
-        f"{one.entry.id!r} in {one.entry.file} ({ids[one.origin]} to {ids[one.destination]})"
-        for one in trips[:5]
+        f"{one.entry.id!r} in {one.entry.file} ({ids[one.origin]} to {ids[one.destination]})" for one in trips[:5]
     )
     return InputError(
         f"{len(trips)} trips cannot be driven, no way leads from origin to destination in {network.path}: "
@@ -250,9 +247,7 @@ def _cannot_be_driven(trips: list[Learnt], network: RoadNetwork) -> InputError:
     )
 
 
-def _with_needed_uturns(
-    network: RoadNetwork, pairs: set[tuple[int, int]]
-) -> tuple[RoadNetwork, set[tuple[int, int]]]:
+def _with_needed_uturns(network: RoadNetwork, pairs: set[tuple[int, int]]) -> tuple[RoadNetwork, set[tuple[int, int]]]:
     """Allow the U-turns on the shortest ways (metres) of pairs (from, to); also the pairs without a way."""
     graph = network.graph(network.length, network.allowed | (network.turn == UTURN))
     origins = sorted({origin for origin, _ in pairs})

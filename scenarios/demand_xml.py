@@ -34,9 +34,7 @@ BUILT_IN_TYPES = {
 _EXPECTED = "SUMO routes, trips, flows or additional elements"
 _FLOW_ONLY = frozenset({"begin", "end", "number", "period", "vehsPerHour", "perHour", "probability"})
 # Elements that only draw or write; they are left out of the copy that SUMO gets.
-_OUTPUT_ONLY = frozenset(
-    {"edgeData", "laneData", "timedEvent", "vTypeProbe", "poly", "poi", "location", "param"}
-)
+_OUTPUT_ONLY = frozenset({"edgeData", "laneData", "timedEvent", "vTypeProbe", "poly", "poi", "location", "param"})
 _OUTPUT_ATTRIBUTES = {  # of elements that act on traffic too: their files are sent to nowhere
     "e1Detector": "file",
     "inductionLoop": "file",
@@ -123,9 +121,7 @@ def read_contents(files: list[Path], begin: float, end: float, generator: np.ran
                 _once(seen, ("route", name), file)
                 contents.routes[name] = element
             elif tag in ("include", "interval"):
-                raise InputError(
-                    f"{file}: <{tag}> is not supported; list the file itself, write the flows plainly"
-                )
+                raise InputError(f"{file}: <{tag}> is not supported; list the file itself, write the flows plainly")
             elif tag not in _OUTPUT_ONLY:
                 contents.infrastructure.append(text_of(_without_output(element, file.parent)))
     return contents
@@ -173,9 +169,7 @@ def flow_departures(
     return times[(times >= begin) & (times < end)]
 
 
-def _add_departures(
-    contents: Contents, entry: Entry, begin: float, end: float, generator: np.random.Generator
-) -> None:
+def _add_departures(contents: Contents, entry: Entry, begin: float, end: float, generator: np.random.Generator) -> None:
     """File a vehicle or person, or the vehicles of a flow, under their departures in the window."""
     attributes = dict(entry.element.attrib)
     tag = entry.element.tag
@@ -213,16 +207,12 @@ def _add_type(contents: Contents, element: Element, file: Path) -> None:
     name = _id(element, file)
     text = text_of(element)
     if contents.types.setdefault(name, text) != text:
-        raise InputError(
-            f"{element.tag} {name!r} in {file}: defined before and differently; keep one definition"
-        )
+        raise InputError(f"{element.tag} {name!r} in {file}: defined before and differently; keep one definition")
     if element.tag == "vType":
         contents.vclass[name] = element.get("vClass", "passenger")
         return
     names, shares = element.get("vTypes", "").split(), element.get("probabilities", "").split()
-    members = [
-        Alternative(*pair) for pair in zip(names, weights(shares, len(names), name, file), strict=True)
-    ]
+    members = [Alternative(*pair) for pair in zip(names, weights(shares, len(names), name, file), strict=True)]
     for child in element.iterfind("vType"):
         inner = _id(child, file)
         contents.vclass[inner] = child.get("vClass", "passenger")

@@ -47,9 +47,7 @@ class EdgeData:
     sampled_seconds: NDArray[np.float32]  # [m, T] vehicle-seconds spent on the road
 
 
-def reference_speed(
-    speeds: Sequence[NDArray[np.float32]], speed_limit: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def reference_speed(speeds: Sequence[NDArray[np.float32]], speed_limit: NDArray[np.float32]) -> NDArray[np.float32]:
     """[m] metres per second that count as free flow: the 95th percentile of each road's speeds.
 
     `speeds` ([m, T] each, any T, NaN where nobody drove) are pooled: observed and simulated, so that both are
@@ -96,12 +94,7 @@ def critical_threshold(
     Tries 0.05, 0.10, ..., 0.95 and takes the first of equals. Arguments: `largest_functional_cluster`.
     """
     second = [
-        np.mean(
-            [
-                _two_largest(network, minute, connectivity)[1]
-                for minute in _functional(speed, reference, q, hold).T
-            ]
-        )
+        np.mean([_two_largest(network, minute, connectivity)[1] for minute in _functional(speed, reference, q, hold).T])
         for q in _THRESHOLDS
     ]
     return float(_THRESHOLDS[int(np.argmax(second))])
@@ -215,9 +208,7 @@ def lane_area_detectors(network: RoadNetwork, file: str, freq: int = 60) -> str:
     return "\n".join(["<additional>", *lines, "</additional>", ""])
 
 
-def _functional(
-    speed: NDArray[np.float32], reference: NDArray[np.float32], q: float, hold: int
-) -> NDArray[np.bool_]:
+def _functional(speed: NDArray[np.float32], reference: NDArray[np.float32], q: float, hold: int) -> NDArray[np.bool_]:
     """[m, T] whether a road works."""
     filled = np.array(speed, dtype=np.float32)
     minutes = np.arange(filled.shape[1])

@@ -58,9 +58,7 @@ class RoadNetwork:
     signal_count: int  # of these, with a traffic light
 
     def __repr__(self) -> str:
-        return (
-            f"RoadNetwork({str(self.path)!r}, {self.road_count} roads, {self.connection_count} connections)"
-        )
+        return f"RoadNetwork({str(self.path)!r}, {self.road_count} roads, {self.connection_count} connections)"
 
     @property
     def road_count(self) -> int:
@@ -131,9 +129,7 @@ def load_network(path: str | Path, vclass: str = "passenger") -> RoadNetwork:
     net = _read(path, vclass)
     edges = [edge for edge in net.getEdges(withInternal=False) if edge.getFunction() in ("", "normal")]
     if not edges:
-        raise InputError(
-            f"{path}: no road in it; expected a SUMO network (<net> with <edge>), made with netconvert"
-        )
+        raise InputError(f"{path}: no road in it; expected a SUMO network (<net> with <edge>), made with netconvert")
     roads = sorted((edge for edge in edges if edge.allows(vclass)), key=lambda edge: edge.getID())
     if not roads:
         raise InputError(
@@ -182,17 +178,14 @@ def reachable_from(network: RoadNetwork, sources: Sequence[int] | NDArray[np.int
 def _read(path: Path, vclass: str) -> Any:
     known = sumolib.net.lane.SUMO_VEHICLE_CLASSES
     if vclass not in known:
-        raise InputError(
-            f"SUMO knows no vehicle class {vclass!r}; expected one of {', '.join(sorted(known))}"
-        )
+        raise InputError(f"SUMO knows no vehicle class {vclass!r}; expected one of {', '.join(sorted(known))}")
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a SUMO network (.net.xml or .net.xml.gz)")
     try:  # lxml=False: one parser, one kind of error, whatever else is installed
         return sumolib.net.readNet(str(path), withFoes=False, lxml=False, maxcache=0)
     except SAXParseException as error:
         raise InputError(
-            f"{path}, line {error.getLineNumber()}: not well-formed XML ({error.getMessage()}); "
-            "expected a SUMO network"
+            f"{path}, line {error.getLineNumber()}: not well-formed XML ({error.getMessage()}); expected a SUMO network"
         ) from error
     except (SAXException, OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected a SUMO network") from error

@@ -164,9 +164,7 @@ def _roads(table: pa.Table, network: RoadNetwork, path: Path) -> NDArray[np.int6
     try:
         column = column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(
-            f"{path}, column 'road': of type {column.type}, expected the ids of roads"
-        ) from error
+        raise InputError(f"{path}, column 'road': of type {column.type}, expected the ids of roads") from error
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
         raise _bad(path, "road", row, "empty, expected the id of a road")
@@ -199,9 +197,7 @@ def _check_range(kind: Kind, values: NDArray[np.float64], path: Path) -> None:
         raise _bad(path, kind, row, f"{values[row]:g}, expected a share of the roads between 0 and 1")
 
 
-def _check_unique(
-    road: NDArray[np.int64], minute: NDArray[np.int64], kind: Kind, table: pa.Table, path: Path
-) -> None:
+def _check_unique(road: NDArray[np.int64], minute: NDArray[np.int64], kind: Kind, table: pa.Table, path: Path) -> None:
     order = np.lexsort((np.arange(len(road)), minute, road))
     same = (np.diff(road[order]) == 0) & (np.diff(minute[order]) == 0)
     if same.any():
@@ -228,9 +224,7 @@ def _check_units(
         if wrong.any():
             row = int(np.argmax(wrong))
             problem = f"{values[row]:g} vehicles do not fit on road {network.road_ids[road[row]]!r} "
-            advice = (
-                f"(room for {room[row]:.0f}); this looks like metres: divide by 7.5 m for each queueing car"
-            )
+            advice = f"(room for {room[row]:.0f}); this looks like metres: divide by 7.5 m for each queueing car"
             raise _bad(path, kind, row, problem + advice)
 
 

@@ -160,8 +160,7 @@ def _kind(a: str, b: str) -> tuple[int, float, int]:
 def _convert(nodes: _Nodes, roads: list[_Road]) -> str:
     """The network as netconvert makes it, without the comment that holds a date and the paths of this run."""
     node_lines = [
-        f'<node id="{name}" x="{x:.2f}" y="{y:.2f}" '
-        f'type="{"traffic_light" if name in _SIGNALS else "priority"}"/>'
+        f'<node id="{name}" x="{x:.2f}" y="{y:.2f}" type="{"traffic_light" if name in _SIGNALS else "priority"}"/>'
         for name, (x, y) in nodes.items()
     ]
     edge_lines = [
@@ -192,9 +191,7 @@ def _convert(nodes: _Nodes, roads: list[_Road]) -> str:
                 command, cwd=work, capture_output=True, text=True, timeout=_NETCONVERT_SECONDS, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise RuntimeError(
-                f"netconvert did not run: {error}; reinstall the eclipse-sumo package"
-            ) from error
+            raise RuntimeError(f"netconvert did not run: {error}; reinstall the eclipse-sumo package") from error
         if done.returncode != 0:
             raise RuntimeError(f"netconvert failed (exit {done.returncode}):\n{done.stderr.strip()}")
         text = (work / "town.net.xml").read_text(encoding="utf-8")

@@ -132,8 +132,8 @@ class Fleet:
                         oldest = next(iter(member.pending))
                         if ray.wait([oldest], timeout=0)[0]:  # it is we who were away: the consumer took its time
                             continue
-                        error = TimeoutError(f"no answer within {self._deadline:.0f} s")
-                        yield from self._replace(member, oldest, error, waiting)
+                        late = TimeoutError(f"no answer within {self._deadline:.0f} s")
+                        yield from self._replace(member, oldest, late, waiting)
         finally:
             for member in self._members:  # the caller stopped listening
                 member.pending.clear()

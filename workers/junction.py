@@ -9,6 +9,8 @@ who entered are decided in one call for all, and SUMO is told only where the cho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,7 +35,7 @@ class JunctionControl:
 
     def start(self) -> None:
         """Forgets the last run."""
-        self._seen: list[tuple[str, ...]] = [()] * len(self._watched)
+        self._seen: list[Sequence[str]] = [()] * len(self._watched)
         self._log: list[NDArray[np.int32]] = []
         self._second = 0
 

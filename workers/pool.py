@@ -46,7 +46,9 @@ class Job:
 class Pool(Protocol):
     """Runs simulations and screens candidates."""
 
-    restarts: int
+    @property
+    def restarts(self) -> int:
+        """Workers replaced so far."""
 
     def simulate(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Rollout | Failure]]: ...
 
@@ -80,9 +82,7 @@ class Simulator:
             policy = self.learner().junction_policy(job.z, job.queue)
             control = JunctionControl(self._problem.scenario, policy, chosen)
         assert chosen is not None
-        return self._rollout.run(
-            chosen, job.seed, job.fidelity, job.quiet, job.give_up, self._deadline, control
-        )
+        return self._rollout.run(chosen, job.seed, job.fidelity, job.quiet, job.give_up, self._deadline, control)
 
     def close(self) -> None:
         self._rollout.close()

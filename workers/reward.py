@@ -38,7 +38,9 @@ class RewardService:
         self._encoder = TrafficEncoder.fit(queues, CONDITION)
         return self.state()
 
-    def train(self, z: Array, queues: Array, weight: NDArray[np.float64], seed: int) -> tuple[float, dict[str, torch.Tensor]]:
+    def train(
+        self, z: Array, queues: Array, weight: NDArray[np.float64], seed: int
+    ) -> tuple[float, dict[str, torch.Tensor]]:
         """Trains on weighted samples (MASDiff, Eq. 9); returns the loss and the new state."""
         loss = self._model.train(z, self._encode(queues), weight, seed)
         return loss, self.state()

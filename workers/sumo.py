@@ -79,9 +79,7 @@ class SumoRollout:
         self.scenario = scenario
         if directory is None:
             directory = _fresh_directory()
-            self._finalizer: Callable[[], object] = weakref.finalize(
-                self, shutil.rmtree, directory, ignore_errors=True
-            )
+            self._finalizer: Callable[[], object] = weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
         else:
             self._finalizer = lambda: None
         self.files = SumoFiles(scenario, directory)

@@ -44,7 +44,7 @@ class SumoFiles:
         self._measure = directory / "measure.add.xml"
         self._measure.write_text(
             '<additional><edgeData id="throng" freq="60" excludeEmpty="true" file='
-            f'{quoteattr(str(self.edge_data))}/></additional>\n'
+            f"{quoteattr(str(self.edge_data))}/></additional>\n"
         )
 
     def write_routes(self, routes: Routes | tuple[str, ...]) -> None:

@@ -100,7 +100,9 @@ def test_roulette_does_not_care_for_the_scale_or_the_order_of_draws() -> None:
     one = roulette(weights, 3000, np.random.default_rng(2))
     scaled = roulette(64 * weights, 3000, np.random.default_rng(2))  # a power of two: the same floats
     np.testing.assert_array_equal(one, scaled)
-    counts = np.bincount(np.concatenate([roulette(weights, 3, np.random.default_rng(s)) for s in range(2000)]), minlength=3)
+    counts = np.bincount(
+        np.concatenate([roulette(weights, 3, np.random.default_rng(s)) for s in range(2000)]), minlength=3
+    )
     assert scipy.stats.chisquare(counts, 6000 * weights / 8).pvalue > 1e-3
 
 

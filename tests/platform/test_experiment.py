@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
-
 from throng.platform.cli import app
 from throng.platform.config import load_config
 from throng.platform.experiment import Solution, run
@@ -139,7 +138,7 @@ def test_resume_extends_a_run(undisturbed: Path, tmp_path: Path) -> None:
 
 def test_a_folder_with_another_run_is_refused_and_left_alone(undisturbed: Path) -> None:
     before = (undisturbed / "config.yaml").read_text()
-    with pytest.raises(InputError, match="holds another run: search.population differs"):
+    with pytest.raises(InputError, match=r"holds another run: search\.population differs"):
         run(small("search.population=8"), undisturbed, resume=False, console=Console(quiet=True))
     assert (undisturbed / "config.yaml").read_text() == before
 
@@ -163,9 +162,7 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
     RunStore.create(tmp_path / "run", small()).close()  # type: ignore[arg-type]
 
 
-def test_failed_simulations_are_dropped_not_weighted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_simulations_are_dropped_not_weighted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = LocalPool.simulate
 
     def flaky(self: LocalPool, jobs):  # type: ignore[no-untyped-def]

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-
 from throng.platform.case import load_case
 from throng.platform.check import check_scenario
 from throng.platform.config import load_config
@@ -100,7 +99,9 @@ def test_a_network_without_alternatives_is_refused(tmp_path: Path) -> None:
     import sumo
 
     nodes = "".join(f'<node id="{n}" x="{300 * i}" y="0"/>' for i, n in enumerate("abc"))
-    edges = '<edge id="ab" from="a" to="b" numLanes="1" speed="14"/><edge id="bc" from="b" to="c" numLanes="1" speed="14"/>'
+    edges = (
+        '<edge id="ab" from="a" to="b" numLanes="1" speed="14"/><edge id="bc" from="b" to="c" numLanes="1" speed="14"/>'
+    )
     (tmp_path / "n.nod.xml").write_text(f"<nodes>{nodes}</nodes>")
     (tmp_path / "n.edg.xml").write_text(f"<edges>{edges}</edges>")
     binary = Path(sumo.SUMO_HOME) / "bin" / "netconvert"
@@ -149,9 +150,7 @@ def test_scenario_check_tells_a_case_without_signal() -> None:
     assert "no signal" in verdict
 
 
-def test_a_simulation_that_sumo_refuses_stops_with_its_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_simulation_that_sumo_refuses_stops_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, ["workers.rollouts=0", 'scenario={town: {vehicles: 10}, options: ["--nonsense", "1"]}'])
     with pytest.raises(InputError, match="nonsense"):
         run(config, tmp_path / "run", resume=False, console=Console(quiet=True))
@@ -185,5 +184,3 @@ def test_untrusted_journals_are_not_unpickled(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="damaged"):
         _ = store.journal_get("evil")
     store.close()
-
-

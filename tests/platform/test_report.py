@@ -220,9 +220,7 @@ def test_failure_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="disk full"):
         write_report(example(title="another"), tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "figures"}, (
-        "a hidden folder was left"
-    )
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "figures"}, "a hidden folder was left"
 
 
 def gaps() -> ReportData:
@@ -237,9 +235,7 @@ def gaps() -> ReportData:
 EDGES: dict[str, Callable[[], ReportData]] = {
     "gaps": gaps,
     "nothing observed": lambda: example(observed=np.full((4, 6), np.nan)),
-    "no queue anywhere": lambda: example(
-        observed=np.zeros((4, 6)), simulated=np.zeros((3, 4, 6)), prior=None
-    ),
+    "no queue anywhere": lambda: example(observed=np.zeros((4, 6)), simulated=np.zeros((3, 4, 6)), prior=None),
     "one minute, one seed": lambda: example(minutes=1, seeds=1),
     "one generation": lambda: example(history={k: v[:1] for k, v in example().history.items()}),
     "no generation": lambda: example(history={}),

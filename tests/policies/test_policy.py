@@ -232,12 +232,16 @@ def test_at_junctions_routes_are_optimal_whatever_the_queues(town: Scenario, rou
             best = np.zeros(network.road_count)
             for q in (learnt[i], None):  # V of the departure first, then that of the queues of now
                 q = bias + 0.8 * best[target] if q is None else q
-                best = np.array([max(q[(source == s) & network.allowed], default=0.0) for s in range(network.road_count)])
+                best = np.array(
+                    [max(q[(source == s) & network.allowed], default=0.0) for s in range(network.road_count)]
+                )
             bias = q - best[source]
             assert (bias[network.allowed] <= 1e-9).all()
         cost = np.maximum(length - navigator.gain * bias, FLOOR * length)
         arcs, shape = network.allowed, (network.road_count,) * 2
-        least = dijkstra(csr_array((cost[arcs], (source[arcs], target[arcs])), shape=shape), indices=town.demand.origin[i])
+        least = dijkstra(
+            csr_array((cost[arcs], (source[arcs], target[arcs])), shape=shape), indices=town.demand.origin[i]
+        )
         route = routes.route(i)
         driven = cost[network.find_connections(route[:-1], route[1:])].sum()
         assert driven == pytest.approx(least[town.demand.destination[i]], rel=1e-4)

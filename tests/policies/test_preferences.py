@@ -113,7 +113,9 @@ def test_group_effects_are_centred_over_vehicles(models: dict[str, PreferenceMod
 
 
 @pytest.mark.parametrize("name", ["hier-1", "hier-6", "token", "table"])
-def test_rewards_of_the_prior_have_about_unit_variance(models: dict[str, PreferenceModel], town: Scenario, name: str) -> None:
+def test_rewards_of_the_prior_have_about_unit_variance(
+    models: dict[str, PreferenceModel], town: Scenario, name: str
+) -> None:
     """lambda is in metres per s.d. only if one s.d. of a driver's rewards over connections is about one."""
     model, allowed = models[name], town.network.allowed
     draws = 10 if name in ("token", "table") else 400
@@ -171,7 +173,9 @@ def test_a_city_has_an_orthonormal_basis_too(hand_made: Callable[..., RoadNetwor
     rng = np.random.default_rng(6)
     roads = 800
     pairs = {(a, (a + k) % roads) for a in range(roads) for k in (1, 7, 31)}
-    network = hand_made(roads, sorted(pairs), length=rng.uniform(50, 300, roads), end_xy=rng.uniform(0, 9000, (roads, 2)))
+    network = hand_made(
+        roads, sorted(pairs), length=rng.uniform(50, 300, roads), end_xy=rng.uniform(0, 9000, (roads, 2))
+    )
     phi = static_features(network, fit_scaler(network))
     basis = connection_basis(network, phi, 12)
     np.testing.assert_allclose(basis.T @ basis, np.eye(12), atol=1e-5)

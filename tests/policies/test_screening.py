@@ -48,9 +48,7 @@ def test_flows_are_those_of_driving_everybody_by_hand(town: Scenario, lanes: str
     assert np.abs(difference).sum() <= 4, "float32 seconds may put a vehicle on the other side of a minute, no more"
 
 
-def test_flows_at_exact_times(
-    hand_made: Callable[..., RoadNetwork], make_demand: Callable[..., Demand]
-) -> None:
+def test_flows_at_exact_times(hand_made: Callable[..., RoadNetwork], make_demand: Callable[..., Demand]) -> None:
     """100 m at 10 m/s take 10 s, ten queued vehicles 20 s more, a light 15 s; the window begins at 600 s."""
     network = hand_made(3, [(0, 1), (1, 2)], signal=[False, True, False])
     demand = make_demand([0, 0], [2, 2], [600.0, 625.0])

@@ -34,7 +34,9 @@ def _brute_force(network: RoadNetwork, rewards: NDArray[np.float32], discount: f
     return q_all
 
 
-def _solve(network: RoadNetwork, rewards: NDArray[np.float32], discount: float, tolerance: float = 1e-4) -> NDArray[np.float32]:
+def _solve(
+    network: RoadNetwork, rewards: NDArray[np.float32], discount: float, tolerance: float = 1e-4
+) -> NDArray[np.float32]:
     to = np.ascontiguousarray(network.connections[:, 1])
     return value_iteration(rewards, network.first, to, network.allowed, discount, tolerance)
 

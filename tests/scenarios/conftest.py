@@ -57,9 +57,7 @@ def netconvert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         (folder / "n.nod.xml").write_text(nodes)
         (folder / "e.edg.xml").write_text(edges)
         files = ["-n", "n.nod.xml", "-e", "e.edg.xml", "-o", "net.net.xml"]
-        subprocess.run(
-            [str(BIN / "netconvert"), *files, *options], cwd=folder, check=True, capture_output=True
-        )
+        subprocess.run([str(BIN / "netconvert"), *files, *options], cwd=folder, check=True, capture_output=True)
         return folder / "net.net.xml"
 
     return make

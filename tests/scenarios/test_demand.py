@@ -168,9 +168,7 @@ NO_BEGIN = '<flow id="f" end="100" period="50" from="fe" to="ba"/>'  # begins wi
 
 
 @pytest.mark.parametrize("begin", [0, 30])
-def test_flows_depart_as_in_sumo(
-    load: Load, block_path: Path, tmp_path: Path, run_sumo: Run, begin: int
-) -> None:
+def test_flows_depart_as_in_sumo(load: Load, block_path: Path, tmp_path: Path, run_sumo: Run, begin: int) -> None:
     """One vehicle more or less, or another spacing, would be another demand than the one the user wrote."""
     later = '<flow id="h"'  # SUMO drops flows that stand after one that begins later
     text = NO_BEGIN + FLOWS if begin == 0 else FLOWS.replace(later, NO_BEGIN + later)
@@ -187,9 +185,7 @@ def test_flows_depart_as_in_sumo(
     }
     ours = dict(zip(demand.ids, demand.depart.tolist(), strict=True))
     assert ours.keys() == sumo.keys()
-    assert all(
-        ours[name] == pytest.approx(sumo[name], abs=0.011) for name in ours
-    )  # SUMO prints two decimals
+    assert all(ours[name] == pytest.approx(sumo[name], abs=0.011) for name in ours)  # SUMO prints two decimals
 
 
 def test_random_flows_have_their_rate_and_one_seed(load: Load) -> None:
@@ -236,9 +232,7 @@ def test_route_distributions_give_one_published_route(load: Load) -> None:
 
 
 def test_only_needed_uturns_are_allowed(load: Load, block: RoadNetwork) -> None:
-    loaded = load(
-        '<trip id="out" depart="0" from="xc" to="cd"/><trip id="turn" depart="1" from="ab" to="xc"/>'
-    )
+    loaded = load('<trip id="out" depart="0" from="xc" to="cd"/><trip id="turn" depart="1" from="ab" to="xc"/>')
     changed = np.flatnonzero(loaded.network.allowed != block.allowed)
     pairs = [tuple(block.road_ids[i] for i in pair) for pair in block.connections[changed]]
     assert pairs == [("cx", "xc")]  # the only way to xc
@@ -249,9 +243,7 @@ def test_only_needed_uturns_are_allowed(load: Load, block: RoadNetwork) -> None:
 @pytest.fixture(scope="module")
 def one_way(netconvert: Callable[..., Path]) -> RoadNetwork:
     """a -> b -> c, a bus road c -> a: nobody drives back."""
-    nodes = (
-        '<nodes><node id="a" x="0" y="0"/><node id="b" x="200" y="0"/><node id="c" x="400" y="90"/></nodes>'
-    )
+    nodes = '<nodes><node id="a" x="0" y="0"/><node id="b" x="200" y="0"/><node id="c" x="400" y="90"/></nodes>'
     edges = """<edges><edge id="ab" from="a" to="b"/><edge id="bc" from="b" to="c"/>
         <edge id="ca" from="c" to="a" allow="bus"/></edges>"""
     return load_network(netconvert(nodes, edges))
@@ -267,9 +259,7 @@ def test_trips_that_cannot_be_driven(load: Load, one_way: RoadNetwork) -> None:
     assert "bad5" not in str(caught.value) and "d.rou.xml" in str(caught.value)
     dropped = load(good + bad, network=one_way, unreachable="drop").demand
     assert dropped.ids == ("good",) and dropped.notes == {"unreachable, dropped": 7}
-    kept = load(
-        good + '<vehicle id="v" type="rude" depart="1"><route edges="bc ca ab"/></vehicle>', network=one_way
-    )
+    kept = load(good + '<vehicle id="v" type="rude" depart="1"><route edges="bc ca ab"/></vehicle>', network=one_way)
     assert kept.demand.notes == {"reachable only by roads closed to passenger": 1}
     assert kept.demand.background.count("bc ca ab") == 1
 
@@ -346,9 +336,7 @@ def test_several_files_plain_and_packed(block: RoadNetwork, tmp_path: Path) -> N
     (tmp_path / "types.add.xml").write_text(f"<additional>{TYPES}</additional>")
     for name, depart in (("one", 9), ("two", 3)):
         with gzip.open(tmp_path / f"{name}.rou.xml.gz", "wt") as stream:
-            stream.write(
-                f"<routes>{TYPES}<trip id='{name}' type='car' depart='{depart}' from='ab' to='cd'/></routes>"
-            )
+            stream.write(f"<routes>{TYPES}<trip id='{name}' type='car' depart='{depart}' from='ab' to='cd'/></routes>")
     files = [tmp_path / "one.rou.xml.gz", tmp_path / "two.rou.xml.gz"]
     demand = load_demand(files, block, 0, 60, additional=[tmp_path / "types.add.xml"]).demand
     assert demand.ids == ("two", "one")

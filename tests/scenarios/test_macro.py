@@ -126,9 +126,7 @@ def test_errors_refuse_what_cannot_be_compared() -> None:
         errors(np.zeros((2, 3)), np.zeros((2, 4)))
     with pytest.raises(ValueError, match="no road-minute"):
         errors(np.zeros((1, 1)), np.full((1, 1), np.nan))
-    assert errors([0.5, 0.7], [0.5, 0.9])["rmse"] == pytest.approx(
-        np.sqrt(0.02)
-    )  # a series for the whole city
+    assert errors([0.5, 0.7], [0.5, 0.9])["rmse"] == pytest.approx(np.sqrt(0.02))  # a series for the whole city
 
 
 def test_noise_gap() -> None:
@@ -143,9 +141,7 @@ class _Observation:
 
     begin, minutes = 600, 5
 
-    def __init__(
-        self, folder: Path, network: RoadNetwork, run: Callable[..., subprocess.CompletedProcess[str]]
-    ):
+    def __init__(self, folder: Path, network: RoadNetwork, run: Callable[..., subprocess.CompletedProcess[str]]):
         self.folder, self.network = folder, network
         (folder / "r.rou.xml").write_text(
             """<routes><flow id="w" begin="600" end="840" period="3" from="ab" to="cd" departLane="best"/>
@@ -226,9 +222,7 @@ def test_readers_take_the_minutes_asked_for(seen: _Observation) -> None:
 
 
 @pytest.mark.parametrize("reader", [read_edge_data, read_lane_area])
-def test_readers_refuse_other_files(
-    seen: _Observation, tmp_path: Path, reader: Callable[..., object]
-) -> None:
+def test_readers_refuse_other_files(seen: _Observation, tmp_path: Path, reader: Callable[..., object]) -> None:
     network = seen.network
     with pytest.raises(InputError, match="no such file"):
         reader(tmp_path / "missing.xml", network, 600, 5)

@@ -57,9 +57,7 @@ def test_roads_are_what_cars_may_use(block: RoadNetwork, lanes: dict[str, list[E
     assert block.lane_ids[block.index["bc"]] == ("bc_1",)  # lane 0 is for buses
 
 
-def test_connections_are_sorted_pairs_with_sumos_turns(
-    block: RoadNetwork, joints: dict[tuple[str, str], str]
-) -> None:
+def test_connections_are_sorted_pairs_with_sumos_turns(block: RoadNetwork, joints: dict[tuple[str, str], str]) -> None:
     pairs = [(block.road_ids[a], block.road_ids[b]) for a, b in block.connections]
     assert pairs == sorted(joints)
     names = {

@@ -98,9 +98,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("text", "message"), MISTAKES)
-def test_mistakes_name_file_column_and_row(
-    tmp_path: Path, block: RoadNetwork, text: str, message: str
-) -> None:
+def test_mistakes_name_file_column_and_row(tmp_path: Path, block: RoadNetwork, text: str, message: str) -> None:
     path = tmp_path / "x.csv.gz"
     with gzip.open(path, "wt") as stream:
         stream.write(text)
@@ -117,9 +115,7 @@ def test_files_that_are_none(tmp_path: Path, block: RoadNetwork) -> None:
     (tmp_path / "x.parquet").write_text("not Parquet")
     with pytest.raises(InputError, match="cannot be read"):
         load_observed(tmp_path / "x.parquet", block, 0, 5)
-    pyarrow.parquet.write_table(
-        pa.table({"road": [1.5], "minute": [0], "queue": [True]}), tmp_path / "t.parquet"
-    )
+    pyarrow.parquet.write_table(pa.table({"road": [1.5], "minute": [0], "queue": [True]}), tmp_path / "t.parquet")
     with pytest.raises(InputError, match="roads are not in the network"):
         load_observed(tmp_path / "t.parquet", block, 0, 5)
 

@@ -73,9 +73,7 @@ def test_roads_differ_in_length_width_and_speed_independently(town: Town) -> Non
         assert {speed for (n, speed) in kinds if n == width} >= {8.33, 11.11, 16.67}
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_the_same_streets(
-    town: Town, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_the_same_streets(town: Town, tmp_path: Path) -> None:
     """A date or a path of this machine in the files would make equal runs look different."""
     again, other = write_town(tmp_path / "again"), write_town(tmp_path / "other", seed=1)
     for ours, theirs in ((town.net, again.net), (town.trips, again.trips), (town.config, again.config)):
@@ -122,8 +120,7 @@ def test_trips_are_varied_and_none_is_trivial(town: Town) -> None:
     """Breadth-first search over the written network, not over the plan: at least four roads on any route."""
     trips = _trips(town)
     assert all(
-        set(trip.attrib) == {"id", "type", "depart", "from", "to", "departLane", "departSpeed"}
-        for trip in trips
+        set(trip.attrib) == {"id", "type", "depart", "from", "to", "departLane", "departSpeed"} for trip in trips
     )
     assert len({trip.get("from") for trip in trips}) >= 60
     assert len({trip.get("to") for trip in trips}) >= 60

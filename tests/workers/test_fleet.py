@@ -208,9 +208,7 @@ def _when(marked: Path, then: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def test_a_hanging_call_is_killed_and_tried_again(
-    make_fleet: Callable[..., Fleet], marks: Path, clock: _Clock
-) -> None:
+def test_a_hanging_call_is_killed_and_tried_again(make_fleet: Callable[..., Fleet], marks: Path, clock: _Clock) -> None:
     """Past the deadline its actor goes; the calls queued behind it are answered by the fresh one."""
     fleet = make_fleet(1, deadline=1.0)
     thread = _when(marks / "k2.0", lambda: setattr(clock, "now", clock.now + 5.0))

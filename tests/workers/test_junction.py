@@ -53,7 +53,9 @@ def _run(
     """A controlled run, SUMO's positions of every second, and the roads that arrived vehicles drove."""
     outputs = {"--fcd-output": folder / "fcd.xml", "--vehroute-output": folder / "driven.xml"}
     options = tuple(str(word) for pair in outputs.items() for word in pair)
-    scenario = replace(scenario, options=(*scenario.options, *options), observe_speed=True)  # SUMO is closed: files whole
+    scenario = replace(
+        scenario, options=(*scenario.options, *options), observe_speed=True
+    )  # SUMO is closed: files whole
     control = JunctionControl(scenario, policy, routes)
     with SumoRollout(scenario) as rollout:
         result = rollout.run(routes, 1, control=control)
@@ -88,7 +90,9 @@ def test_everybody_arrives_and_drives_what_was_decided(
     before: dict[str, str] = {}
     for second, step in enumerate(positions, start=1):
         now = {v.get("id", ""): v.get("lane", "").rpartition("_")[0] for v in step}
-        entered = [(second, vehicle, road) for vehicle, road in now.items() if road in choice and before.get(vehicle) != road]
+        entered = [
+            (second, vehicle, road) for vehicle, road in now.items() if road in choice and before.get(vehicle) != road
+        ]
         entries += entered
         if entered:
             halting = Counter(v.get("lane", "") for v in step if float(v.get("speed", "")) < 0.095)
@@ -223,7 +227,9 @@ def test_decisions_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step_length", [0.5])
-def test_decisions_are_made_every_second_whatever_the_step(town: Scenario, shortest: Routes, step_length: float) -> None:
+def test_decisions_are_made_every_second_whatever_the_step(
+    town: Scenario, shortest: Routes, step_length: float
+) -> None:
     """Seconds of decisions are seconds, not steps."""
     scenario = replace(town, step_length=step_length)
     navigator, rewards = _averse(scenario, -3.0)

@@ -70,7 +70,7 @@ def expected(problem: Problem, jobs: list[Job]) -> dict[str, Rollout | Failure]:
         pool.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ray_pool(a_ray: None, problem: Problem) -> Iterator[RayPool]:
     pool = RayPool(problem, "pretrip", DEADLINE, rollouts=2)
     yield pool
@@ -107,21 +107,23 @@ def test_a_pool_learns_then_simulates(
     assert expected["hopeless"].minutes < problem.scenario.minutes
 
 
-def test_ray_gives_what_one_process_gives(ray_pool: RayPool, jobs: list[Job], expected: dict[str, Any]) -> None:
-    """Bit for bit, the failure included: a run does not depend on how many workers it has."""
+def test_ray_gives_what_one_process_gives(
+    ray_pool: RayPool,
+    problem: Problem,
+    jobs: list[Job],
+    candidates: list[tuple[Array, Array]],
+    expected: dict[str, Any],
+) -> None:
+    """Bit for bit, the failure included: a run does not depend on how many workers it has.
+
+    Flows come back in the order of asking: screening pairs them with candidates by position.
+    """
     listed = list(ray_pool.simulate(iter(jobs)))
     assert len(listed) == len(jobs)
     _assert_same(dict(listed), expected)
     assert ray_pool.restarts == 0
-
-
-def test_flows_come_back_in_order(
-    ray_pool: RayPool, problem: Problem, candidates: list[tuple[Array, Array]]
-) -> None:
-    """Screening pairs them with candidates by position."""
-    learner = Learner(problem)
+    learner, local = Learner(problem), LocalPool(problem, "pretrip", DEADLINE)
     by_hand = [road_flows(problem.scenario, learner.routes(z, queue), queue) for z, queue in candidates]
-    local = LocalPool(problem, "pretrip", DEADLINE)
     for flows in (ray_pool.flows(iter(candidates)), local.flows(candidates)):
         np.testing.assert_array_equal(np.stack(flows), np.stack(by_hand))
     local.close()

@@ -54,7 +54,9 @@ def _plain_sumo(scenario: Scenario, routes: Routes, seed: int, folder: Path) -> 
             f'<route edges="{edges}"/></vehicle>'
         )
     (folder / "plain.rou.xml").write_text("\n".join([*lines, "</routes>"]))
-    (folder / "plain.add.xml").write_text('<additional><edgeData id="e" freq="60" file="plain.edges.xml"/></additional>')
+    (folder / "plain.add.xml").write_text(
+        '<additional><edgeData id="e" freq="60" file="plain.edges.xml"/></additional>'
+    )
     command = [
         SUMO, "-n", str(network.path), "-r", "plain.rou.xml", "-a", "plain.add.xml", "--seed", str(seed),
         "--begin", str(scenario.begin), "--end", str(scenario.end), "--step-length", str(scenario.step_length),
@@ -237,9 +239,7 @@ def test_a_refused_route_is_reported_in_sumos_words(
 
 
 @pytest.mark.parametrize("character", list("é#[=%{/(~:+日"))
-def test_ids_that_sumo_allows_survive(
-    town: Scenario, shortest: Routes, usual: Rollout, character: str
-) -> None:
+def test_ids_that_sumo_allows_survive(town: Scenario, shortest: Routes, usual: Rollout, character: str) -> None:
     ids = tuple(f"v{character}{i}" for i in range(len(town.demand)))
     with SumoRollout(replace(town, demand=replace(town.demand, ids=ids))) as rollout:
         assert _same(rollout.run(shortest, 1), usual)
@@ -286,7 +286,9 @@ def test_a_hopeless_run_is_given_up(town: Scenario, shortest: Routes, usual: Rol
             assert np.isnan(series[:, 3:]).all()
 
 
-def test_a_hopeful_run_is_not_given_up(simulator: SumoRollout, town: Scenario, shortest: Routes, usual: Rollout) -> None:
+def test_a_hopeful_run_is_not_given_up(
+    simulator: SumoRollout, town: Scenario, shortest: Routes, usual: Rollout
+) -> None:
     """Also if the last minute brings it exactly to the limit; unobserved cells do not count."""
     total = float(np.square(usual.macro.queue).sum())
     assert _same(simulator.run(shortest, 1, give_up=GiveUp(_no_target(town), total, 10**6)), usual)
@@ -312,7 +314,9 @@ def test_a_deadline_is_kept(simulator: SumoRollout, shortest: Routes, usual: Rol
     assert _same(simulator.run(shortest, 1), usual)
 
 
-def test_a_second_simulation_in_the_process_is_refused(simulator: SumoRollout, shortest: Routes, usual: Rollout) -> None:
+def test_a_second_simulation_in_the_process_is_refused(
+    simulator: SumoRollout, shortest: Routes, usual: Rollout
+) -> None:
     """libsumo would destroy the first in silence: the first must go on, and come out unharmed."""
 
     class Intruder:
@@ -327,8 +331,11 @@ def test_a_second_simulation_in_the_process_is_refused(simulator: SumoRollout, s
 
         def decide(self, queue: Array) -> None: ...
 
-    with pytest.raises(RolloutError, match="already"), libsumo_binding.simulation(
-        simulator.files.options(1, "micro", False, False), simulator.files.directory / "one.log"
+    with (
+        pytest.raises(RolloutError, match="already"),
+        libsumo_binding.simulation(
+            simulator.files.options(1, "micro", False, False), simulator.files.directory / "one.log"
+        ),
     ):
         simulator.run(shortest, 2)
     assert _same(simulator.run(shortest, 1, control=Intruder()), usual)  # type: ignore[arg-type]
