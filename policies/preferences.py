@@ -221,8 +221,8 @@ class TokenPreferences:
         if self.basis is None:
             return Rewards(np.asarray(z, np.float32), np.zeros(self.vehicles, np.float32))
         gain = np.float32(np.sqrt(self._connections / self.basis.shape[1]))
-        weight = np.asarray(UNIT * z[:, -1], np.float32)
-        return Rewards((gain * z[:, :-1]) @ self.basis.T, weight)
+        static = ((gain * z[:, :-1]) @ self.basis.T).astype(np.float32)
+        return Rewards(static, (UNIT * z[:, -1]).astype(np.float32))
 
     def encode(self, rewards: Rewards) -> Array:
         if self.basis is None:
