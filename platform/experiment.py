@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ class Solution:
     z: Array  # [ensemble, *latent]
     tau: Array  # [ensemble, roads, minutes]
     estimate: NDArray[np.float64]  # [ensemble] error
+
+    @property
+    def digest(self) -> str:
+        """Names the best explanation: its simulations must not be taken for another's."""
+        return f"{zlib.crc32(self.z[0].tobytes() + self.tau[0].tobytes()):08x}"
 
     def save(self, path: Path) -> None:
         tensors = {"z": self.z, "tau": self.tau, "estimate": self.estimate}
@@ -190,7 +196,7 @@ def evaluate(
     progress.phase("evaluating")
     case = bench.case
     jobs = [
-        Job(f"evaluate-{i}", child_seed(case.config.seed, "evaluate", i), z=solution.z[0], queue=solution.tau[0])
+        Job(f"evaluate-{solution.digest}-{i}", child_seed(case.config.seed, "evaluate", i), z=solution.z[0], queue=solution.tau[0])
         for i in range(seeds)
     ]
     outcomes = bench.must(jobs)

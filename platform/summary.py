@@ -42,7 +42,7 @@ def feature_weights(case: Case, model: PreferenceModel, z: NDArray[np.float32]) 
 
 
 def preferences(case: Case, model: PreferenceModel, solution: Solution) -> list[dict[str, Any]]:
-    """Population mean of every feature's weight in the best explanation, with the 5-95 % range over the ensemble."""
+    """Population mean of every feature's weight: mean and 5-95 % range over the ensemble of accepted explanations."""
     means = np.stack([feature_weights(case, model, z).mean(axis=0) for z in solution.z])
     low, high = np.quantile(means, [0.05, 0.95], axis=0)
     given = case.config.target
@@ -58,9 +58,9 @@ def preferences(case: Case, model: PreferenceModel, solution: Solution) -> list[
             {
                 "feature": name,
                 "meaning": MEANING[name],
-                "mean": float(means[0, i]),
-                "low": float(min(low[i], means[0, i])),
-                "high": float(max(high[i], means[0, i])),
+                "mean": float(means[:, i].mean()),
+                "low": float(low[i]),
+                "high": float(high[i]),
                 "truth": None if truth is None else float(truth[i]),
             }
         )

@@ -134,6 +134,11 @@ def test_resume_extends_a_run(undisturbed: Path, tmp_path: Path) -> None:
         run(longer, directory, resume=False, console=Console(quiet=True))
     run(longer, directory, resume=True, console=Console(quiet=True))
     assert RunStore.open(directory).manifest()["generation"] == 3
+    # The evaluation is that of the new result, not remembered from the old one.
+    old, new = (Solution.load(d / "solution.safetensors") for d in (undisturbed, directory))
+    remembered = list((directory / "journal").glob(f"evaluate-{new.digest}-*"))
+    assert len(remembered) == 2
+    assert old.digest != new.digest
 
 
 def test_a_folder_with_another_run_is_refused_and_left_alone(undisturbed: Path) -> None:
