@@ -1,8 +1,8 @@
 """Measuring on a machine that is not quiet: everything is a ratio of things measured in turns in one run.
 
-Costs are taken in turns (A B A B …), and a ratio is the median of the rounds' ratios, so that neither a slow minute nor a
-single disturbance decides. What one process does is judged by its CPU time, which others cannot lengthen much; what
-several processes do together has to be judged by the clock.
+Costs are taken in turns (A B A B …), and a ratio is the median of the rounds' ratios, so that neither a slow
+minute nor a single disturbance decides. What one process does is judged by its CPU time, which others cannot
+lengthen much; what several processes do together has to be judged by the clock, and needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -75,11 +75,10 @@ def plain_sumo(options: Sequence[str]) -> Cost:
     return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime)
 
 
-def in_turns(rounds: int, calls: Mapping[str, Callable[[], Cost]], warm_up: bool = True) -> dict[str, list[Cost]]:
+def in_turns(rounds: int, calls: Mapping[str, Callable[[], Cost]]) -> dict[str, list[Cost]]:
     """Every call once per round, round after round; an extra round before them is not counted."""
-    if warm_up:
-        for call in calls.values():
-            call()
+    for call in calls.values():
+        call()
     costs: dict[str, list[Cost]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -97,8 +96,8 @@ def compared(ours: Sequence[Cost], theirs: Sequence[Cost]) -> str:
     best = min(c.cpu for c in ours) / min(c.cpu for c in theirs)
     lowest, highest = (pick(a.cpu / b.cpu for a, b in zip(ours, theirs, strict=True)) for pick in (min, max))
     return (
-        f"median of {len(ours)} paired CPU ratios ({lowest:.3f} to {highest:.3f}); minimum over minimum {best:.3f}; "
-        f"wall {ratio(ours, theirs, 'wall'):.3f}"
+        f"median of {len(ours)} paired CPU ratios ({lowest:.3f} to {highest:.3f}); "
+        f"minimum over minimum {best:.3f}; wall {ratio(ours, theirs, 'wall'):.3f}"
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from pathlib import Path
 
 from measure import Result, compared, here, in_turns, plain_sumo, ratio
 from throng.scenarios.demand import Routes
+from throng.workers import libsumo_binding
 from throng.workers.junction import JunctionControl
 from throng.workers.sumo import SumoRollout
 from throng.workers.sumo_files import Fidelity, SumoFiles
@@ -17,7 +17,7 @@ from town import SEED, Town, scratch, town
 def options(
     home: Town, routes: Routes | tuple[str, ...], name: str, fidelity: Fidelity = "micro", quiet: bool = False
 ) -> list[str]:
-    """Arguments with which the plain binary drives these routes, from files of its own in the folder `name`."""
+    """Arguments with which the plain binary drives these routes, from files of its own in `name`."""
     directory = scratch() / name
     directory.mkdir(exist_ok=True)
     files = SumoFiles(home.case.scenario, directory)
@@ -37,7 +37,8 @@ def pretrip(quick: bool) -> list[Result]:
         },
     )
     value = ratio(costs["ours"], costs["plain"])
-    return [Result("pretrip rollout / plain sumo", value, 1.15, "lower", compared(costs["ours"], costs["plain"]))]
+    detail = compared(costs["ours"], costs["plain"])
+    return [Result("pretrip rollout / plain sumo", value, 1.15, "lower", detail)]
 
 
 def junction(quick: bool) -> list[Result]:
@@ -64,8 +65,9 @@ def junction(quick: bool) -> list[Result]:
     )
     value = ratio(costs["ours"], costs["driven"])
     detail = (
-        f"floor: the driven routes (SUMO's vehroute output), replayed; {compared(costs['ours'], costs['driven'])}; "
-        f"against the planned routes {ratio(costs['ours'], costs['planned']):.3f}; {decisions[-1]} decisions"
+        f"floor: the driven routes (SUMO's vehroute output), replayed; "
+        f"{compared(costs['ours'], costs['driven'])}; against the planned routes "
+        f"{ratio(costs['ours'], costs['planned']):.3f}; {decisions[-1]} decisions"
     )
     return [Result("junction rollout / plain sumo", value, 1.4, "lower", detail)]
 
@@ -79,15 +81,13 @@ def _driven(home: Town) -> tuple[str, ...]:
     policy = home.learner.junction_policy(home.z, home.queue)
     with SumoRollout(scenario) as rollout:
         rollout.run(home.routes, SEED, control=JunctionControl(scenario, policy, home.routes))
-        home.rollout.run(home.routes, SEED, "meso")  # the next load closes the file
-    edges = _routes_of(path)
+    libsumo_binding.close()  # completes the file
+    edges = {
+        vehicle.attrib["id"]: vehicle[-1].attrib["edges"] for vehicle in ET.parse(path).getroot().iter("vehicle")
+    }
     network, demand = scenario.network, scenario.demand
     planned = (" ".join(network.road_ids[road] for road in home.routes.route(i)) for i in range(len(demand)))
     return tuple(edges.get(name, plan) for name, plan in zip(demand.ids, planned, strict=True))
-
-
-def _routes_of(path: Path) -> dict[str, str]:
-    return {vehicle.attrib["id"]: vehicle[-1].attrib["edges"] for vehicle in ET.parse(path).getroot().iter("vehicle")}
 
 
 def mesoscopic(quick: bool) -> list[Result]:
@@ -103,5 +103,8 @@ def mesoscopic(quick: bool) -> list[Result]:
         },
     )
     value = ratio(costs["micro"], costs["meso"])
-    detail = f"{compared(costs['micro'], costs['meso'])}; ours / plain sumo --mesosim {ratio(costs['meso'], costs['plain']):.3f}"
+    detail = (
+        f"{compared(costs['micro'], costs['meso'])}; "
+        f"ours / plain sumo --mesosim {ratio(costs['meso'], costs['plain']):.3f}"
+    )
     return [Result("micro rollout / mesoscopic rollout", value, 5.0, "higher", detail)]

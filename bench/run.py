@@ -1,7 +1,7 @@
 """Throng's benchmarks: `python bench/run.py [--only NAME …] [--quick] [--out FILE]`.
 
-Prints a table and writes its rows as JSON; exits 1 if a bar is missed. `--quick` measures little: it shows that the
-benchmarks run, not what they say. A quiet machine with two processors takes about six minutes.
+Prints a table and writes its rows as JSON; exits 1 if a bar is missed. `--quick` measures little: it shows that
+the benchmarks run, not what they say. A quiet machine with two processors takes about six minutes.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ GROUPS: dict[str, Callable[[bool], list[Result]]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Throng's benchmarks: ratios, measured in turns, against their bars.")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=f"some of: {', '.join(GROUPS)}")
+    parser = argparse.ArgumentParser(description="Throng's benchmarks: ratios, measured in turns.")
+    names = ", ".join(GROUPS)
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=f"some of: {names}")
     parser.add_argument("--quick", action="store_true", help="fewest repeats: do the benchmarks run?")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.json"), help="the JSON file")
+    results_file = Path(__file__).with_name("results.json")
+    parser.add_argument("--out", type=Path, default=results_file, help="the JSON file")
     given = parser.parse_args()
     console = Console(highlight=False)
     results: list[Result] = []
@@ -59,7 +61,8 @@ def _table(results: list[Result]) -> Table:
     table = Table("what", "value", "bar", "", "detail")
     for one in results:
         sign = "≤" if one.better == "lower" else "≥"
-        table.add_row(one.name, f"{one.value:.3g}", f"{sign} {one.bar:g}", "ok" if one.ok else "MISSED", one.detail)
+        verdict = "ok" if one.ok else "MISSED"
+        table.add_row(one.name, f"{one.value:.3g}", f"{sign} {one.bar:g}", verdict, one.detail)
     return table
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,7 +52,8 @@ class Pretended:
     def simulate(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Rollout]]:
         for job in jobs:
             queue = 20 * self._rng.random(self._macro, np.float32)
-            yield job.key, Rollout(Macro(queue), job.seed, job.fidelity, job.quiet, 0, 0, 0, 0, self._minutes, 0.0, 0.0)
+            about = (job.seed, job.fidelity, job.quiet)
+            yield job.key, Rollout(Macro(queue), *about, 0, 0, 0, 0, self._minutes, 0.0, 0.0)
 
     def flows(self, candidates: Iterable[tuple[Array, Array]]) -> list[Array]:
         return [20 * self._rng.random(self._macro, np.float32) for _ in candidates]
@@ -69,26 +71,27 @@ class Pretended:
 
 
 def memory(quick: bool) -> list[Result]:
-    """What the driver's memory grows by when it searches with 500 individuals in the town of 4,423 vehicles."""
+    """What the driver's memory grows by when it searches with 500 individuals of 4,423 vehicles."""
     individuals = 40 if quick else 500
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         grown = fresh.submit(_search_memory, individuals).result()
-    about = f"{individuals} individuals of 4423 vehicles, {grown['remembered']:.0f} remembered with the replay; MiB"
-    stages = ", ".join(f"{stage} {grown[stage]:.0f}" for stage in ("resident", "screening", "commit"))
+    state = (
+        f"{individuals} individuals of 4423 vehicles; {grown['remembered']:.0f} remembered with the replay; "
+        f"resident set above an empty search's, after a commit: {grown['resident']:.0f} MiB"
+    )
+    peak = (
+        f"at its highest while it screens and judges {grown['screening']:.0f} MiB, "
+        f"while it commits {grown['commit']:.0f} MiB"
+    )
+    highest = max(grown["screening"], grown["commit"])
     return [
-        Result("driver: state and ledger, GiB", grown["resident"] / 1024, 1.0, "lower", f"{about}: {stages}"),
-        Result(
-            "driver: peak of a generation, GiB",
-            max(grown["screening"], grown["commit"]) / 1024,
-            1.0,
-            "lower",
-            f"highest while it screens and judges {grown['screening']:.0f}, while it commits {grown['commit']:.0f} MiB",
-        ),
+        Result("driver: state and ledger, GiB", grown["resident"] / 1024, 1.0, "lower", state),
+        Result("driver: peak of a generation, GiB", highest / 1024, 1.0, "lower", peak),
     ]
 
 
 def _search_memory(individuals: int) -> dict[str, float]:
-    """In a fresh process: fills the replay as a run does, then looks at one more generation. MiB above an empty search."""
+    """Fills the replay as a run does, then looks at one more generation; MiB. For a fresh process."""
     config = configuration(4423, population=individuals, budget=1e9)
     with tempfile.TemporaryDirectory(prefix="throng-bench-") as name, silent() as progress:
         case = load_case(config, Path(name) / "town")
@@ -97,8 +100,8 @@ def _search_memory(individuals: int) -> dict[str, float]:
         pretended: Any = Pretended(network.road_count, minutes, shape)
         reference = np.zeros((network.road_count, minutes), np.float32)
         search = Search(
-            config.search, 0, Target("queue", reference, network), reference, len(case.scenario.demand), shape,
-            Simulations(pretended, None, progress), pretended, progress, math.nan,
+            config.search, 0, Target("queue", reference, network), reference, len(case.scenario.demand),
+            shape, Simulations(pretended, None, progress), pretended, progress, math.nan,
         )  # fmt: skip
         store = RunStore.create(Path(name) / "run", config)
         start = _memory("VmRSS")
@@ -148,14 +151,15 @@ def growth(quick: bool) -> list[Result]:
         for m in towns:
             theirs[m].append(plain_sumo(plain[m]))
     results = []
-    for small, large in zip(towns[:-1], towns[1:], strict=True):
+    for small, large in pairwise(towns):
         generation = ours[large][0].cpu / ours[small][0].cpu
         simulation = median(b.cpu / a.cpu for a, b in zip(theirs[small], theirs[large], strict=True))
         detail = (
-            f"CPU of one generation (population 4, micro, in process) grows by {generation:.2f}, of plain sumo on "
-            f"shortest paths by {simulation:.2f} (median of {len(theirs[small])} pairs)"
+            f"CPU of one generation (population 4, micro, in process) grows by {generation:.2f}, of plain sumo "
+            f"on shortest paths by {simulation:.2f} (median of {len(theirs[small])} pairs)"
         )
-        results.append(Result(f"growth {small} to {large} / SUMO's", generation / simulation, 1.1, "lower", detail))
+        name = f"growth {small} to {large} / SUMO's"
+        results.append(Result(name, generation / simulation, 1.1, "lower", detail))
     return results
 
 
@@ -169,7 +173,7 @@ def _first_generation(vehicles: int) -> Callable[[], None]:
     target = Target("queue", home.queue, scenario.network)
     progress = silent()
     search = Search(
-        config.search, 0, target, home.queue, len(scenario.demand), shape, Simulations(pool, None, progress), reward,
-        progress, math.nan,
+        config.search, 0, target, home.queue, len(scenario.demand), shape, Simulations(pool, None, progress),
+        reward, progress, math.nan,
     )  # fmt: skip
     return search.generation

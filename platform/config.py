@@ -126,7 +126,7 @@ class SearchConfig(Settings):
     ladder: tuple[Rung, ...] = Field(
         ("meso", "quiet", "micro"), description="fidelities, cheapest first, ending in micro"
     )
-    screen: int = Field(12, ge=1, description="candidates drawn for each one simulated, ranked by their flows; 1: none")
+    screen: int = Field(8, ge=1, description="candidates drawn for each one simulated, ranked by their flows; 1: none")
     promote: float = Field(0.125, gt=0, le=1, description="share of each rung that climbs to the next")
     weight: Literal["rank", "linear"] = Field("rank", description="rank weights, or the paper's Eq. 8 (winsorised)")
     handover: Literal["mixed", "resample"] = Field("mixed", description="line 6: keep half of the population, or none")

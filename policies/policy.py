@@ -20,6 +20,7 @@ from .value_iteration import state_values, value_iteration
 
 Array = NDArray[np.float32]
 CHUNK = 4096  # vehicles decoded, learnt and routed at a time
+TOLERANCE = 1e-3  # of Q, in s.d. of reward: below a metre of detour
 CALIBRATION_DRAWS, CALIBRATION_VEHICLES = 8, 256
 
 
@@ -76,6 +77,7 @@ class Navigator:
             self._to,
             self.network.allowed,
             self.navigation.discount,
+            TOLERANCE,
         )
 
     def reward_table(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:

@@ -84,6 +84,10 @@ class Simulator:
         assert chosen is not None
         return self._rollout.run(chosen, job.seed, job.fidelity, job.quiet, job.give_up, self._deadline, control)
 
+    def flows(self, z: Array, queue: Array) -> Array:
+        """Flows of the vehicles that have learnt from `z` at traffic state `queue`, without a simulation."""
+        return road_flows(self._problem.scenario, self.learner().routes(z, queue), queue)
+
     def close(self) -> None:
         self._rollout.close()
 
@@ -108,8 +112,7 @@ class LocalPool:
                 yield job.key, Failure(str(error))
 
     def flows(self, candidates: Iterable[tuple[Array, Array]]) -> list[Array]:
-        learner = self._simulator.learner()
-        return [road_flows(self._problem.scenario, learner.routes(z, queue), queue) for z, queue in candidates]
+        return [self._simulator.flows(z, queue) for z, queue in candidates]
 
     def close(self) -> None:
         self._simulator.close()
@@ -119,13 +122,9 @@ class _LearnerActor:
     def __init__(self, problem: Problem) -> None:
         torch.set_num_threads(1)
         self._learner = Learner(problem)
-        self._scenario = problem.scenario
 
     def routes(self, z: Array, queue: Array) -> Routes:
         return self._learner.routes(z, queue)
-
-    def flows(self, z: Array, queue: Array) -> Array:
-        return road_flows(self._scenario, self._learner.routes(z, queue), queue)
 
 
 class _RolloutActor:
@@ -135,6 +134,9 @@ class _RolloutActor:
 
     def simulate(self, job: Job, routes: Routes | tuple[str, ...] | None) -> Rollout:
         return self._simulator.simulate(job, routes)
+
+    def flows(self, z: Array, queue: Array) -> Array:
+        return self._simulator.flows(z, queue)
 
     def process(self) -> int:
         return os.getpid()
@@ -195,8 +197,9 @@ class RayPool:
         yield from failed
 
     def flows(self, candidates: Iterable[tuple[Array, Array]]) -> list[Array]:
+        # By the rollout actors: nothing is simulated while candidates are screened.
         found: dict[Any, Array] = {}
-        for key, flows in self.learners.run("flows", enumerate(candidates)):
+        for key, flows in self.rollouts.run("flows", enumerate(candidates)):
             if isinstance(flows, Failure):
                 raise RuntimeError(f"a learner failed: {flows.error}")
             found[key] = flows

@@ -1,0 +1,27 @@
+"""The benchmarks run, and their results have the form that others read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).parents[2] / "bench" / "run.py"
+
+
+def test_results_have_their_form_and_the_exit_code_tells_of_missed_bars(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    command = [sys.executable, str(BENCH), "--only", "value_iteration", "--quick", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ, COLUMNS="200"))
+    assert out.exists(), done.stderr
+    rows = json.loads(out.read_text())
+    assert [sorted(row) for row in rows] == [["bar", "better", "detail", "name", "ok", "value"]]
+    (row,) = rows
+    assert row["better"] == "higher"
+    assert row["value"] > 0
+    assert row["ok"] is (row["value"] >= row["bar"])
+    assert "1557 vehicles" in row["detail"]
+    assert done.returncode == (0 if row["ok"] else 1)
+    assert row["name"] in done.stdout
