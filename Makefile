@@ -44,9 +44,10 @@ test: venv  ## the tests
 studies: venv  ## the long tests: whole searches, minutes to hours
 	$(BIN)/pytest -m study --timeout=0 $(ARGS)
 
-lint: venv  ## ruff and mypy
+lint: venv  ## ruff (rules and formatting) and mypy
 	@failed=0; \
 	  $(BIN)/ruff check . || failed=1; \
+	  $(BIN)/ruff format --check . || failed=1; \
 	  $(BIN)/mypy | sed 's|^\.venv/typing/throng/||' || failed=1; \
 	  exit $$failed
 

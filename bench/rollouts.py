@@ -82,9 +82,8 @@ def _driven(home: Town) -> tuple[str, ...]:
     with SumoRollout(scenario) as rollout:
         rollout.run(home.routes, SEED, control=JunctionControl(scenario, policy, home.routes))
     libsumo_binding.close()  # completes the file
-    edges = {
-        vehicle.attrib["id"]: vehicle[-1].attrib["edges"] for vehicle in ET.parse(path).getroot().iter("vehicle")
-    }
+    vehicles = ET.parse(path).getroot().iter("vehicle")
+    edges = {vehicle.attrib["id"]: vehicle[-1].attrib["edges"] for vehicle in vehicles}
     network, demand = scenario.network, scenario.demand
     planned = (" ".join(network.road_ids[road] for road in home.routes.route(i)) for i in range(len(demand)))
     return tuple(edges.get(name, plan) for name, plan in zip(demand.ids, planned, strict=True))

@@ -155,8 +155,8 @@ def growth(quick: bool) -> list[Result]:
         generation = ours[large][0].cpu / ours[small][0].cpu
         simulation = median(b.cpu / a.cpu for a, b in zip(theirs[small], theirs[large], strict=True))
         detail = (
-            f"CPU of one generation (population 4, micro, in process) grows by {generation:.2f}, of plain sumo "
-            f"on shortest paths by {simulation:.2f} (median of {len(theirs[small])} pairs)"
+            f"CPU of one generation (population 4, micro, in process) grows by {generation:.2f}, of plain "
+            f"sumo on shortest paths by {simulation:.2f} (median of {len(theirs[small])} pairs)"
         )
         name = f"growth {small} to {large} / SUMO's"
         results.append(Result(name, generation / simulation, 1.1, "lower", detail))

@@ -72,9 +72,9 @@ def ray_workers(quick: bool) -> list[Result]:
     middle = median(together) / (WORKERS * median(alone))
     value = max(together) / (WORKERS * max(alone))
     detail = (
-        f"best of {rounds} rounds over best of {rounds + 1} ({len(jobs)} rollouts on {WORKERS} workers, {few} in "
-        f"process); median over median {middle:.3f}; two plain sumo at once reach {machine:.3f} of twice one "
-        f"here; {pressure}"
+        f"best of {rounds} rounds over best of {rounds + 1} ({len(jobs)} rollouts on {WORKERS} workers, "
+        f"{few} in process); median over median {middle:.3f}; two plain sumo at once reach {machine:.3f} of "
+        f"twice one here; {pressure}"
     )
     return [Result("Ray, 2 workers / twice one in process", value, 0.85, "higher", detail)]
 
@@ -112,7 +112,8 @@ class Recorded(Simulations):
 def generation(quick: bool) -> list[Result]:
     """The share of a generation's wall time in which the workers are inside SUMO; all else is overhead.
 
-    Generation 0 starts the processes and is not counted; those after it screen, train, commit and journal as in a run.
+    Generation 0 starts the processes and is not counted; those after it screen, train, commit and journal as
+    in a run.
     """
     config = configuration(1557, ladder="[micro]", population=4 if quick else 16, budget=1e6)
     config = config.model_copy(update={"workers": config.workers.model_copy(update={"rollouts": WORKERS})})
@@ -181,7 +182,7 @@ def mesoscopic_search(quick: bool) -> list[Result]:
     paired = [a.cpu / b.cpu for a, b in zip(costs["plain"], costs["judged"], strict=True)]
     detail = (
         f"median of {len(paired)} paired CPU ratios of {count} individuals ({min(paired):.3f} to "
-        f"{max(paired):.3f}); decode, learn and route are {ratio(costs['learnt'], costs['judged']):.0%} of it; "
-        f"screening {screen} candidates for each would add {ratio(costs['screened'], costs['judged']):.0%}"
+        f"{max(paired):.3f}); decode, learn and route are {ratio(costs['learnt'], costs['judged']):.0%} of "
+        f"it; screening {screen} candidates for each adds {ratio(costs['screened'], costs['judged']):.0%}"
     )
     return [Result("mesoscopic individuals / plain sumo --mesosim", value, 0.6, "higher", detail)]

@@ -60,6 +60,13 @@ class ScenarioConfig(Settings):
             return tuple(_resolved(base, path) for path in value)
         return None if value is None else _resolved(base, value)
 
+    @field_validator("step_length")
+    @classmethod
+    def _divides_a_minute(cls, value: float) -> float:
+        if abs(60.0 / value - round(60.0 / value)) > 1e-6:
+            raise ValueError("a minute must be a whole number of steps, e.g. 1, 0.5 or 0.25")
+        return value
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.town is None) == (self.net is None):

@@ -176,8 +176,10 @@ class Fleet:
         if culprit.tries >= TRIES:
             yield culprit.key, Failure(reason)
 
-    def close(self) -> None:
-        """Ends all actors."""
+    def close(self, farewell: str | None = None) -> None:
+        """Ends all actors; those that answer are asked to tidy up by their method `farewell` before."""
+        if farewell is not None:
+            ray.wait([getattr(m.actor, farewell).remote() for m in self._members], num_returns=len(self), timeout=5.0)
         for member in self._members:
             ray.kill(member.actor)
         self._members.clear()

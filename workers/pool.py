@@ -138,6 +138,9 @@ class _RolloutActor:
     def flows(self, z: Array, queue: Array) -> Array:
         return self._simulator.flows(z, queue)
 
+    def close(self) -> None:
+        self._simulator.close()
+
     def process(self) -> int:
         return os.getpid()
 
@@ -206,5 +209,5 @@ class RayPool:
         return [found[i] for i in range(len(found))]
 
     def close(self) -> None:
-        self.rollouts.close()
+        self.rollouts.close(farewell="close")
         self.learners.close()

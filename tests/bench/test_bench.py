@@ -14,7 +14,8 @@ BENCH = Path(__file__).parents[2] / "bench" / "run.py"
 def test_results_have_their_form_and_the_exit_code_tells_of_missed_bars(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     command = [sys.executable, str(BENCH), "--only", "value_iteration", "--quick", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ, COLUMNS="200"))
+    environment = os.environ | {"COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert out.exists(), done.stderr
     rows = json.loads(out.read_text())
     assert [sorted(row) for row in rows] == [["bar", "better", "detail", "name", "ok", "value"]]

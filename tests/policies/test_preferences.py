@@ -118,7 +118,7 @@ def test_rewards_of_the_prior_have_about_unit_variance(
 ) -> None:
     """lambda is in metres per s.d. only if one s.d. of a driver's rewards over connections is about one."""
     model, allowed = models[name], town.network.allowed
-    draws = 10 if name in ("token", "table") else 400
+    draws = 10 if name in ("token", "table") else 150
     squares = [np.square(model.decode(_draw(model, seed)).static[:, allowed]).mean() for seed in range(draws)]
     assert np.mean(squares) == pytest.approx(1.0, abs=0.2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.spatial.distance
@@ -20,7 +22,7 @@ def _states(queues: Array) -> NDArray[np.float64]:
     minutes = queues.shape[2]
     cuts = [minutes * k // BLOCKS for k in range(BLOCKS + 1)]
     logs = np.log1p(queues.astype(np.float64))
-    return np.stack([logs[:, :, a:b].mean(axis=2) for a, b in zip(cuts[:-1], cuts[1:], strict=True)], axis=2).reshape(
+    return np.stack([logs[:, :, a:b].mean(axis=2) for a, b in itertools.pairwise(cuts)], axis=2).reshape(
         len(queues), -1
     )
 

@@ -18,7 +18,7 @@ from throng.scenarios.scenario import Scenario
 from throng.scenarios.town import write_town
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Ray spells it so
 
 
 @pytest.fixture(scope="session")
