@@ -131,7 +131,7 @@ class SearchConfig(Settings):
     generations: int = Field(100, ge=1, description="stop after this many generations")
     patience: int = Field(10, ge=1, description="stop when the best has not improved for so many generations")
     ladder: tuple[Rung, ...] = Field(
-        ("meso", "quiet", "micro"), description="fidelities, cheapest first, ending in micro"
+        ("meso", "micro"), description="fidelities, cheapest first, ending in micro: of meso, quiet and micro"
     )
     screen: int = Field(8, ge=1, description="candidates drawn for each one simulated, ranked by their flows; 1: none")
     promote: float = Field(0.125, gt=0, le=1, description="share of each rung that climbs to the next")
