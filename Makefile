@@ -41,8 +41,12 @@ demo: venv  ## learn the built-in town, about five minutes; the last line names 
 test: venv  ## the tests
 	$(BIN)/pytest $(ARGS)
 
-studies: venv  ## the long tests: whole searches, minutes to hours
-	$(BIN)/pytest -m study --timeout=0 $(ARGS)
+studies: venv  ## the tables of docs/results/: whole searches, an hour or more
+	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 1 $(ARGS)
+	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 --set latent.kind=table --name town-table $(ARGS)
+	$(BIN)/python bench/study.py examples/bologna.yaml --seeds 0 --set search.budget=64 $(ARGS)
+	$(BIN)/python bench/study.py examples/pasubio.yaml --seeds 0 --set search.budget=64 $(ARGS)
+	$(BIN)/python bench/study.py examples/cologne8.yaml --truths 0 1 --seeds 0 $(ARGS)
 
 lint: venv  ## ruff (rules and formatting) and mypy
 	@failed=0; \
