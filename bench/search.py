@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from measure import Cost, Pressure, Result, here, in_turns, plain_sumo, ratio
+from measure import Cost, Pressure, Result, family_cpu, here, in_turns, plain_sumo, ratio
 from rich.console import Console
 from rollouts import options
 from throng.cluster.session import session
@@ -55,7 +55,8 @@ def ray_workers(quick: bool) -> list[Result]:
     jobs = [Job(f"{i}", SEED + i % few, z=home.z, queue=home.queue) for i in range(few * times)]
     rounds = 1 if quick else 4
     local = LocalPool(problem, "pretrip", DEADLINE)
-    alone, together = [], []
+    alone: list[tuple[float, float]] = []
+    together: list[tuple[float, float]] = []
     pressure = Pressure()
     with session("local", WORKERS):
         pool = RayPool(problem, "pretrip", DEADLINE, WORKERS)
@@ -69,20 +70,22 @@ def ray_workers(quick: bool) -> list[Result]:
     local.close()
     arguments = options(home, home.routes, "pretrip")
     machine = _machine_scaling(arguments, 2 if quick else 5)
-    middle = median(together) / (WORKERS * median(alone))
-    value = max(together) / (WORKERS * max(alone))
+    (rates, costs), (rates_alone, costs_alone) = zip(*together, strict=True), zip(*alone, strict=True)
+    value = max(rates) / (WORKERS * max(rates_alone))
     detail = (
         f"best of {rounds} rounds over best of {rounds + 1} ({len(jobs)} rollouts on {WORKERS} workers, "
-        f"{few} in process); median over median {middle:.3f}; two plain sumo at once reach {machine:.3f} of "
-        f"twice one here; {pressure}"
+        f"{few} in process); median over median {median(rates) / (WORKERS * median(rates_alone)):.3f}; CPU of a "
+        f"rollout in process / through Ray, all its processes counted: {median(costs_alone) / median(costs):.3f}; "
+        f"two plain sumo at once reach {machine:.3f} of twice one here; {pressure}"
     )
     return [Result("Ray, 2 workers / twice one in process", value, 0.85, "higher", detail)]
 
 
-def _rate(pool: Pool, jobs: list[Job]) -> float:
-    began = time.perf_counter()
+def _rate(pool: Pool, jobs: list[Job]) -> tuple[float, float]:
+    """Rollouts per second, and CPU seconds of a rollout, whichever process spends them."""
+    began, spent = time.perf_counter(), family_cpu()
     simulate_all(pool, jobs)
-    return len(jobs) / (time.perf_counter() - began)
+    return len(jobs) / (time.perf_counter() - began), (family_cpu() - spent) / len(jobs)
 
 
 def _machine_scaling(arguments: list[str], rounds: int) -> float:

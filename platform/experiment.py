@@ -195,8 +195,9 @@ def evaluate(
     """
     progress.phase("evaluating")
     case = bench.case
+    best = {"z": solution.z[0], "queue": solution.tau[0]}
     jobs = [
-        Job(f"evaluate-{solution.digest}-{i}", child_seed(case.config.seed, "evaluate", i), z=solution.z[0], queue=solution.tau[0])
+        Job(f"evaluate-{solution.digest}-{i}", child_seed(case.config.seed, "evaluate", i), **best)
         for i in range(seeds)
     ]
     outcomes = bench.must(jobs)
