@@ -76,7 +76,7 @@ def plain_sumo(options: Sequence[str]) -> Cost:
 
 
 def family_cpu() -> float:
-    """CPU seconds so far of this process and all that descend from it and still run: with Ray, all of a session."""
+    """CPU seconds so far of this process and its living descendants: with Ray, of the whole session."""
     parent: dict[int, int] = {}
     spent: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):

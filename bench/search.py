@@ -74,9 +74,10 @@ def ray_workers(quick: bool) -> list[Result]:
     value = max(rates) / (WORKERS * max(rates_alone))
     detail = (
         f"best of {rounds} rounds over best of {rounds + 1} ({len(jobs)} rollouts on {WORKERS} workers, "
-        f"{few} in process); median over median {median(rates) / (WORKERS * median(rates_alone)):.3f}; CPU of a "
-        f"rollout in process / through Ray, all its processes counted: {median(costs_alone) / median(costs):.3f}; "
-        f"two plain sumo at once reach {machine:.3f} of twice one here; {pressure}"
+        f"{few} in process); median over median {median(rates) / (WORKERS * median(rates_alone)):.3f}; "
+        f"CPU of a rollout in process / through Ray, all its processes counted: "
+        f"{median(costs_alone) / median(costs):.3f}; two plain sumo at once reach {machine:.3f} of "
+        f"twice one here; {pressure}"
     )
     return [Result("Ray, 2 workers / twice one in process", value, 0.85, "higher", detail)]
 
