@@ -148,6 +148,9 @@ class Search:
         best = self.best()
         state.replay = [*state.replay, [one for one in self._born if math.isfinite(one.estimate)]]
         state.replay = state.replay[-self.settings.replay :]
+        alive = {one.id for one in (*state.population, *state.elites)}
+        for one in (one for group in state.replay for one in group if one.id not in alive):
+            one.traffic, one.flows, one.quantity = None, None, {}  # training needs latent, condition and estimate only
         estimates = np.array([one.estimate for one in self._born if math.isfinite(one.estimate)])
         latents = np.stack([one.z for one in state.population]).reshape(len(state.population), -1)
         state.history.append(
@@ -194,7 +197,7 @@ class Search:
     def _screened(self, operator: Operator, count: int) -> list[Individual]:
         """Draws `screen` times as many candidates as needed and keeps those whose flows promise the smallest error."""
         state, cfg = self.state, self.settings
-        able = self.target.by_road and len(self.archive) >= cfg.population
+        able = self.target.by_road and len(self.archive) >= min(cfg.population, SURROGATE_SAMPLES)
         total = count * (cfg.screen if able else 1)
         parents = state.population
         rng = child_rng(self.seed, "select", state.generation, operator)
@@ -216,7 +219,8 @@ class Search:
                 np.stack([q for _, q, _ in self.archive]).astype(np.float32),
                 np.array([rung for _, _, rung in self.archive]),
             )
-            promise = [self.target.rmse(q) for q in surrogate.predict(np.stack(flows))]
+            # One by one: the features of 4,000 candidates together fill gigabytes.
+            promise = [self.target.rmse(surrogate.predict(flow[None])[0]) for flow in flows]
             keep = np.sort(np.argsort(promise, kind="stable")[:count])
         return self._individuals(operator, latents[keep], taus[keep], [chosen[i].id for i in keep])
 

@@ -28,12 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from ..scenarios.errors import InputError
 from .config import Config, load_config
 
 Arrays = dict[str, NDArray[Any]]
+FULL = (errno.ENOSPC, errno.EDQUOT)
 NEEDED = 200 * 2**20  # bytes of free space below which a run is not begun
 
 
@@ -45,9 +47,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter wraps the operating system's in words
         temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if getattr(error, "errno", None) in FULL or f"os error {errno.ENOSPC}" in str(error):
             raise InputError(
                 f"{path}: the disk is full; nothing that was finished is lost. Make room and run the same command again"
             ) from error
@@ -192,7 +194,7 @@ class RunStore:
             )
             write_atomic(self.directory / "macro" / f"{name}.parquet", lambda path: pq.write_table(traffic, path))
         checkpoint = self.directory / "checkpoints" / f"{name}.safetensors"
-        write_atomic(checkpoint, lambda path: path.write_bytes(save(dict(tensors))))
+        write_atomic(checkpoint, lambda path: save_file(dict(tensors), path))
         facts = {"generation": generation, "finished": False, "written": time.time(), **facts}
         self.write_json("manifest.json", facts)
         for path in (self.directory / "journal").glob(f"g{name}-*.npz"):

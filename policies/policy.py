@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..scenarios.demand import Demand, Routes
 from ..scenarios.network import RoadNetwork
 from .features import queue_feature
-from .navigation import RouterName, distances_ahead, route_vehicles
+from .navigation import RouterName, distances_ahead, onward_routes, route_vehicles
 from .preferences import PreferenceModel, Rewards
 from .value_iteration import state_values, value_iteration
 
@@ -140,11 +140,10 @@ class JunctionPolicy:
     def routes(self, vehicles: NDArray[np.int32], roads: NDArray[np.int32], queue: Array) -> Routes:
         """Ways on from `roads [k]` to the destinations of `vehicles [k]` when roads queue as `queue [roads]` now."""
         navigator = self._navigator
-        ahead = queue_feature(queue)[navigator.network.connections[:, 1]]
-        bias = self._base[vehicles] + self._weight[vehicles, None] * ahead
         network, router = navigator.network, navigator.navigation.router
-        if router == "regret" or (router == "astar_q" and navigator.navigation.heuristic == "advantage"):
-            values = state_values(bias, network.first, network.allowed)  # of now: regret is never negative
-            bias -= values[:, network.connections[:, 0]]
+        advantage = router == "regret" or (router == "astar_q" and navigator.navigation.heuristic == "advantage")
         destination = navigator.demand.destination[vehicles]
-        return route_vehicles(network, roads, destination, navigator.gain * bias, router, navigator.ahead)
+        return onward_routes(
+            network, roads, destination, vehicles, self._base, self._weight, queue, navigator.gain, router, advantage,
+            navigator.ahead,
+        )  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,12 +32,17 @@ class JunctionControl:
         self._roads = network.road_ids
         self._watched = np.flatnonzero(network.choice_roads()).tolist()
         self._watched_ids = [network.road_ids[road] for road in self._watched]
-        self._plan = [routes.route(i).tolist() for i in range(len(routes))]  # roads still to drive, current one first
+        lengths = np.diff(routes.offsets)
+        driven = np.arange(lengths.max(initial=1)) < lengths[:, None]
+        self._routes = np.full(driven.shape, -1, np.int32)  # [vehicles, longest] roads of each route, then -1
+        self._routes[driven] = routes.roads
 
     def start(self) -> None:
         """Forgets the last run."""
+        self._plan = self._routes.copy()
+        self._at = np.zeros(len(self._plan), np.int32)  # column of the plan at which a vehicle was last seen
         self._seen: list[Sequence[str]] = [()] * len(self._watched)
-        self._log: list[NDArray[np.int32]] = []
+        self._log: list[tuple[int, NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]] = []
         self._second = 0
 
     def decide(self, queue: NDArray[np.float32]) -> None:
@@ -48,7 +54,7 @@ class JunctionControl:
         vehicles: list[int] = []
         roads: list[int] = []
         for road, ids, before in zip(self._watched, now, self._seen, strict=True):
-            if ids == before:
+            if ids == before[: len(ids)]:  # nobody, or only some at the front have left
                 continue
             rows = [self._vehicle[name] for name in set(ids).difference(before) if name in self._vehicle]
             rows.sort()  # the order of a set depends on the hash seed
@@ -59,24 +65,59 @@ class JunctionControl:
             return
         rows_array, roads_array = np.asarray(vehicles, np.int32), np.asarray(roads, np.int32)
         chosen = self._policy.routes(rows_array, roads_array, queue)
-        flat, offsets = chosen.roads.tolist(), chosen.offsets.tolist()
-        next_road = np.empty(len(vehicles), np.int32)
-        for i, (vehicle, road) in enumerate(zip(vehicles, roads, strict=True)):
+        flat, offsets = chosen.roads, chosen.offsets
+        changed, next_road = _compare(self._plan, self._at, rows_array, roads_array, flat, offsets)
+        for i in np.flatnonzero(changed).tolist():
             way = flat[offsets[i] : offsets[i + 1]]
-            next_road[i] = way[1] if len(way) > 1 else -1
-            plan = self._plan[vehicle]
-            if road in plan:  # the first occurrence from where the vehicle was last seen
-                plan = plan[plan.index(road) :]
-            if way != plan:
-                try:
-                    sumo.set_route(self._scenario.demand.ids[vehicle], [self._roads[r] for r in way])
-                    plan = way
-                except sumo.TraCIException:
-                    next_road[i] = -1  # already on the junction: it keeps its plan
-            self._plan[vehicle] = plan
-        self._log.append(np.column_stack([np.full(len(vehicles), self._second), rows_array, roads_array, next_road]))
+            try:
+                sumo.set_route(self._scenario.demand.ids[vehicles[i]], [self._roads[r] for r in way.tolist()])
+            except sumo.TraCIException:
+                next_road[i] = -1  # already on the junction: it keeps its plan
+            else:
+                self._replace_plan(vehicles[i], way)
+        self._log.append((self._second, rows_array, roads_array, next_road))
+
+    def _replace_plan(self, vehicle: int, way: NDArray[np.int32]) -> None:
+        missing = way.size - self._plan.shape[1]
+        if missing > 0:
+            self._plan = np.pad(self._plan, ((0, 0), (0, missing)), constant_values=-1)
+        self._plan[vehicle] = -1
+        self._plan[vehicle, : way.size] = way
+        self._at[vehicle] = 0
 
     @property
     def decisions(self) -> NDArray[np.int32]:
         """The last run's decisions, `[decisions, 4] int32`: second, vehicle, road, next road (-1: kept its plan)."""
-        return np.concatenate(self._log).astype(np.int32) if self._log else np.zeros((0, 4), np.int32)
+        if not self._log:
+            return np.zeros((0, 4), np.int32)
+        seconds = np.repeat([second for second, *_ in self._log], [rows.size for _, rows, *_ in self._log])
+        vehicles, roads, chosen = (
+            np.concatenate(column) for column in zip(*(entry[1:] for entry in self._log), strict=True)
+        )
+        return np.column_stack([seconds, vehicles, roads, chosen]).astype(np.int32)
+
+
+@numba.njit(cache=True, nogil=True)
+def _compare(plan, at, vehicles, roads, flat, offsets):  # type: ignore[no-untyped-def]
+    """Which of the chosen ways differ from the plan, and the next road of each; moves `at` to where vehicles are."""
+    changed = np.zeros(vehicles.size, np.bool_)
+    following = np.full(vehicles.size, -1, np.int32)
+    width = plan.shape[1]
+    for i in range(vehicles.size):
+        v = vehicles[i]
+        k = at[v]
+        while k < width and plan[v, k] >= 0 and plan[v, k] != roads[i]:
+            k += 1
+        if k < width and plan[v, k] == roads[i]:  # the first occurrence from where the vehicle was last seen
+            at[v] = k
+        k = at[v]
+        n = offsets[i + 1] - offsets[i]
+        if n > 1:
+            following[i] = flat[offsets[i] + 1]
+        for j in range(n):
+            if k + j >= width or plan[v, k + j] != flat[offsets[i] + j]:
+                changed[i] = True
+                break
+        if k + n < width and plan[v, k + n] >= 0:
+            changed[i] = True
+    return changed, following

@@ -134,11 +134,17 @@ def test_resume_extends_a_run(undisturbed: Path, tmp_path: Path) -> None:
         run(longer, directory, resume=False, console=Console(quiet=True))
     run(longer, directory, resume=True, console=Console(quiet=True))
     assert RunStore.open(directory).manifest()["generation"] == 3
-    # The evaluation is that of the new result, not remembered from the old one.
-    old, new = (Solution.load(d / "solution.safetensors") for d in (undisturbed, directory))
-    remembered = list((directory / "journal").glob(f"evaluate-{new.digest}-*"))
-    assert len(remembered) == 2
-    assert old.digest != new.digest
+    # The evaluation is that of the result as it is now, not one remembered from another.
+    digest = Solution.load(directory / "solution.safetensors").digest
+    assert len(list((directory / "journal").glob(f"evaluate-{digest}-*"))) == 2
+
+
+def test_explanations_are_told_apart() -> None:
+    """Evaluations are remembered under the digest: two explanations must not share it."""
+    z, tau = np.zeros((1, 3), np.float32), np.zeros((1, 2, 2), np.float32)
+    one, other = Solution(z, tau, np.zeros(1)), Solution(z + 1, tau, np.zeros(1))
+    elsewhere = Solution(z, tau + 1, np.zeros(1))
+    assert len({one.digest, other.digest, elsewhere.digest}) == 3
 
 
 def test_a_folder_with_another_run_is_refused_and_left_alone(undisturbed: Path) -> None:
