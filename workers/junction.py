@@ -90,11 +90,8 @@ class JunctionControl:
         """The last run's decisions, `[decisions, 4] int32`: second, vehicle, road, next road (-1: kept its plan)."""
         if not self._log:
             return np.zeros((0, 4), np.int32)
-        seconds = np.repeat([second for second, *_ in self._log], [rows.size for _, rows, *_ in self._log])
-        vehicles, roads, chosen = (
-            np.concatenate(column) for column in zip(*(entry[1:] for entry in self._log), strict=True)
-        )
-        return np.column_stack([seconds, vehicles, roads, chosen]).astype(np.int32)
+        parts = [np.column_stack([np.full(v.size, t), v, roads, chosen]) for t, v, roads, chosen in self._log]
+        return np.concatenate(parts).astype(np.int32)
 
 
 @numba.njit(cache=True, nogil=True)
