@@ -39,7 +39,7 @@ class JunctionControl:
 
     def start(self) -> None:
         """Forgets the last run."""
-        self._plan = self._routes.copy()
+        self._plan: NDArray[np.int32] = self._routes.copy()
         self._at = np.zeros(len(self._plan), np.int32)  # column of the plan at which a vehicle was last seen
         self._seen: list[Sequence[str]] = [()] * len(self._watched)
         self._log: list[tuple[int, NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]] = []
