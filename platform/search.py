@@ -211,7 +211,7 @@ class Search:
         else:
             kept = kept_signal(cfg.kept_first, cfg.kept_last, state.spent / cfg.budget)
             latents = self.reward.mutate(np.stack([p.z for p in chosen]), taus, kept, seed)
-        keep = np.arange(total)
+        keep, flows = np.arange(total), []
         if able and cfg.screen > 1:
             flows = self.simulations.pool.flows(zip(latents, taus, strict=True))
             surrogate = FlowSurrogate(
@@ -222,7 +222,10 @@ class Search:
             # One by one: the features of 4,000 candidates together fill gigabytes.
             promise = [self.target.rmse(surrogate.predict(flow[None])[0]) for flow in flows]
             keep = np.sort(np.argsort(promise, kind="stable")[:count])
-        return self._individuals(operator, latents[keep], taus[keep], [chosen[i].id for i in keep])
+        individuals = self._individuals(operator, latents[keep], taus[keep], [chosen[i].id for i in keep])
+        for one, i in zip(individuals, keep, strict=True):
+            one.flows = flows[i].astype(np.float16) if flows else None
+        return individuals
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
@@ -230,8 +233,9 @@ class Search:
         """Takes candidates up the ladder; those that failed to simulate are dropped, not weighted."""
         self._born += individuals
         if self.target.by_road:
-            flows = self.simulations.pool.flows((one.z, one.tau.astype(np.float32)) for one in individuals)
-            for one, flow in zip(individuals, flows, strict=True):
+            missing = [one for one in individuals if one.flows is None]
+            flows = self.simulations.pool.flows((one.z, one.tau.astype(np.float32)) for one in missing)
+            for one, flow in zip(missing, flows, strict=True):
                 one.flows = flow.astype(np.float16)
         climbing = individuals
         sizes = self._climbing(len(individuals))
