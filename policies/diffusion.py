@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+TOKENS_SEEN, TOKENS_PER_UPDATE = 64, 2048  # per-vehicle latents: vehicles in a sample, and tokens in a gradient step
+
 
 @dataclass(frozen=True)
 class DiffusionSettings:
@@ -94,9 +96,11 @@ class TokenDenoiser(nn.Module):
         self.out = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, size))
         _zero(self.out[-1])
 
-    def forward(self, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, condition: Tensor, vehicles: Tensor | None = None) -> Tensor:
+        """`vehicles [k]` names the vehicles that the tokens `z [batch, k, size]` belong to; None: all of them."""
         shared = self.pooled(torch.cat([z.mean(dim=1), self.time(t), condition], dim=1))
-        trips = self.trip(cast(Tensor, self.trips))
+        known = cast(Tensor, self.trips)
+        trips = self.trip(known if vehicles is None else known[vehicles])
         return cast(Tensor, self.out(self.token(z) + shared[:, None] + trips))
 
 
@@ -174,19 +178,24 @@ class DiffusionModel:
         generator = torch.Generator(device="cpu").manual_seed(seed)
         data, given = torch.from_numpy(np.ascontiguousarray(z)), torch.from_numpy(np.ascontiguousarray(condition))
         chance = torch.from_numpy(weight / total)
-        fresh = round(cfg.prior_share * cfg.batch)
+        some = min(TOKENS_SEEN, self.shape[0]) if len(self.shape) == 2 else 0
+        batch = min(cfg.batch, max(2, TOKENS_PER_UPDATE // some)) if some else cfg.batch
+        fresh = round(cfg.prior_share * batch)
         losses = []
         for _ in range(cfg.updates):
-            rows = torch.multinomial(chance, cfg.batch, replacement=True, generator=generator)
-            clean = data[rows]
+            rows = torch.multinomial(chance, batch, replacement=True, generator=generator)
+            clean, seen = data[rows], list[Tensor]()
+            if some:  # a random few of the vehicles: what is learnt is one network for all of them
+                vehicles = torch.randperm(self.shape[0], generator=generator)[:some]
+                clean, seen = clean[:, vehicles], [vehicles.to(self.device)]
             if fresh:
-                clean[:fresh] = torch.randn((fresh, *self.shape), generator=generator)
-            t = torch.randint(1, cfg.steps + 1, (cfg.batch,), generator=generator)
+                clean[:fresh] = torch.randn((fresh, *clean.shape[1:]), generator=generator)
+            t = torch.randint(1, cfg.steps + 1, (batch,), generator=generator)
             noise = torch.randn(clean.shape, generator=generator)
             clean, noise, t = clean.to(self.device), noise.to(self.device), t.to(self.device)
             abar = self._abar[t].view(-1, *[1] * len(self.shape))
             noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-            error = noise - self._predict(self.network, noisy, t, given[rows].to(self.device))
+            error = noise - self._predict(self.network, noisy, t, given[rows].to(self.device), *seen)
             loss = error.square().mean()
             self._optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -201,9 +210,9 @@ class DiffusionModel:
             raise ValueError("the diffusion loss is not finite; lower diffusion.learning_rate")
         return loss_value
 
-    def _predict(self, network: nn.Module, noisy: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def _predict(self, network: nn.Module, noisy: Tensor, t: Tensor, condition: Tensor, *seen: Tensor) -> Tensor:
         abar = self._abar[t].view(-1, *[1] * len(self.shape))
-        return (1 - abar).sqrt() * noisy + cast(Tensor, network(noisy, t.float(), condition))
+        return (1 - abar).sqrt() * noisy + cast(Tensor, network(noisy, t.float(), condition, *seen))
 
     # -- proposing --------------------------------------------------------------------------------------------------
 
