@@ -208,7 +208,14 @@ def test_other_latents_and_live_routing_run(tmp_path: Path, latent: str, replan:
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "throng.platform.cli", "run", "--out", str(tmp_path / "run")]
     sets = [part for setting in [*SMALL[2:], "workers.rollouts=0"] for part in ("--set", setting)]
-    process = subprocess.Popen([*command, *sets], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        [*command, *sets],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # What runs in the background of a script inherits an ignored SIGINT; a person's terminal does not ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     journal = tmp_path / "run" / "journal"
     while process.poll() is None and not (journal.is_dir() and any(journal.glob("*.npz"))):
         time.sleep(0.05)
