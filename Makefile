@@ -43,7 +43,8 @@ test: venv  ## the tests
 
 studies: venv  ## the tables of docs/results/: whole searches, an hour or more
 	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 1 $(ARGS)
-	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 --set latent.kind=table --name town-table $(ARGS)
+	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 --set latent.kind=table --set search.screen=1 \
+	  --set diffusion.width=64 --name town-table $(ARGS)
 	$(BIN)/python bench/study.py examples/bologna.yaml --seeds 0 --set search.budget=64 $(ARGS)
 	$(BIN)/python bench/study.py examples/pasubio.yaml --seeds 0 --set search.budget=64 $(ARGS)
 	$(BIN)/python bench/study.py examples/cologne8.yaml --truths 0 1 --seeds 0 $(ARGS)
