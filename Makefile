@@ -35,7 +35,7 @@ venv: .venv/.stamp  ## install everything into .venv, at the versions of constra
 	@ln -sfn ../.. .venv/typing/throng  # so that mypy finds the package `throng`: it is this directory
 	@touch $@
 
-demo: venv  ## learn the built-in town, about two minutes; the last line names the report
+demo: venv  ## learn the built-in town, some minutes; the last line names the report
 	$(BIN)/throng run $(ARGS)
 
 test: venv  ## the tests
