@@ -8,8 +8,8 @@ from statistics import median
 import numpy as np
 from measure import Result, compared, here, in_turns, ratio
 from numpy.typing import NDArray
-from throng.policies.navigation import RouterName, route_vehicles
-from throng.policies.value_iteration import state_values, value_iteration
+from throng.policies.navigation import Bonus, RouterName, route_vehicles
+from throng.policies.value_iteration import value_iteration
 from throng.scenarios.network import RoadNetwork
 from town import SEED, town
 
@@ -49,7 +49,7 @@ def learn(quick: bool) -> list[Result]:
     network = home.case.scenario.network
     navigator = home.learner.navigator
     rewards = navigator.reward_table(home.learner.model.decode(home.z), home.queue, navigator.minute)
-    to = np.ascontiguousarray(network.connections[:, 1])
+    to = network.to
     solve = numpy_solver(network)
     sample = np.linspace(0, len(rewards) - 1, 32 if quick else 256).astype(int)
 
@@ -81,15 +81,13 @@ def routing(quick: bool) -> list[Result]:
     network, demand = scenario.network, scenario.demand
     navigator = home.learner.navigator
     q = navigator.q_values(home.learner.model.decode(home.z), home.queue, navigator.minute)
-    source = network.connections[:, 0]
     gain = navigator.gain
 
     def regret() -> object:
-        bonus = gain * (q - state_values(q, network.first, network.allowed)[:, source])
-        return route_vehicles(network, demand.origin, demand.destination, bonus, "regret")
+        return route_vehicles(network, demand.origin, demand.destination, Bonus(q, gain, advantage=True), "regret")
 
     def astar_q() -> object:
-        return route_vehicles(network, demand.origin, demand.destination, gain * q, "astar_q")
+        return route_vehicles(network, demand.origin, demand.destination, Bonus(q, gain), "astar_q")
 
     costs = in_turns(
         2 if quick else 7,

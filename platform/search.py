@@ -14,7 +14,7 @@ fresh seed. The best few are re-simulated with another seed every generation, so
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,11 +135,12 @@ class Search:
             fresh = self._evaluate(drawn, "a")
             kept = [] if cfg.handover == "resample" else state.population
             state.population = self._distinct([*kept, *state.elites, *fresh])
-        self._train("a")
+        self._train("a")()
         children = self._screened("mutation", cfg.population)
         children = self._evaluate(children, "b")
-        self._train("b")
-        self._renew_elites([*state.population, *children])
+        training = self._train("b")
+        self._renew_elites([*state.population, *children])  # simulates while the model trains
+        training()
         state.population = self._distinct([*children, *state.elites])
         self._close_generation()
 
@@ -326,15 +327,18 @@ class Search:
     def _weights(self, individuals: list[Individual]) -> NDArray[np.float64]:
         return WEIGHTS[self.settings.weight](np.array([one.estimate for one in individuals]))
 
-    def _train(self, phase: str) -> None:
-        """Weighted training on this generation and the replayed ones, weights computed over all of them."""
+    def _train(self, phase: str) -> Callable[[], object]:
+        """Starts the weighted training on this generation and the replayed ones; what is returned waits for its end.
+
+        Weights are computed over all of them.
+        """
         current = [one for one in self._born if math.isfinite(one.estimate)]
         samples = self._distinct([*(one for old in self.state.replay for one in old), *self.state.elites, *current])
         if len(samples) < 2:
-            return
+            return lambda: None
         z = np.stack([one.z for one in samples])
         taus = np.stack([one.tau for one in samples]).astype(np.float32)
-        self.reward.train(z, taus, self._weights(samples), self._seed_of(f"train-{phase}"))
+        return self.reward.train(z, taus, self._weights(samples), self._seed_of(f"train-{phase}"))
 
     @staticmethod
     def _distinct(individuals: list[Individual]) -> list[Individual]:

@@ -30,40 +30,68 @@ RouterName = Literal["regret", "astar_q", "consistent"]
 FLOOR = 0.05  # consistent: a road costs at least this share of its length
 
 
+@dataclass(frozen=True, eq=False)
+class Bonus:
+    """Metres by which drivers favour connections, made on the spot for the few that a search looks at.
+
+    The bonus of connection e for the driver in row v is `gain * (base[v, e] + weight[v] * log(1 + queue of the road ahead))`;
+    with `advantage`, less the largest over the allowed connections of the same road before it is scaled.
+    """
+
+    base: NDArray[np.float32]  # [drivers, connections]
+    gain: float = 1.0
+    advantage: bool = False
+    weight: NDArray[np.float32] | None = None  # [drivers]
+    queue: NDArray[np.float32] | None = None  # [roads] vehicles
+
+
 def route_vehicles(
     network: RoadNetwork,
     origin: NDArray[np.int32],
     destination: NDArray[np.int32],
-    bonus: NDArray[np.float32] | None,
+    bonus: Bonus | None,
     router: RouterName = "regret",
     ahead: Ahead | None = None,
+    drivers: NDArray[np.int32] | None = None,
 ) -> Routes:
     """One route for every vehicle, from its origin road to its destination road.
 
     Args:
         network: roads and allowed connections; road lengths in metres.
         origin, destination: `[vehicles] int32` road indices.
-        bonus: `[vehicles, connections] float32`, metres by which a vehicle favours a connection: `lambda * Q` for
-            `astar_q`, `lambda * (Q - V)` for `regret`, `lambda * reward` for `consistent`. None: no preferences, the
-            shortest distance.
+        bonus: of `Q` for `astar_q`, of `Q - V` for `regret`, of the reward for `consistent`, in metres. None: no
+            preferences, the shortest distance.
         router: how the bonus enters (see the module).
         ahead: distances to the destinations, which guide `regret` (see `distances_ahead`); None: no guidance.
+        drivers: `[vehicles] int32`, the row of the bonus that is each vehicle's; None: they are in order.
 
     Raises:
         ValueError: a vehicle's destination cannot be reached over the allowed connections (names its index).
     """
-    to = np.ascontiguousarray(network.connections[:, 1])
-    length = network.length[to]
     if bonus is None:
-        return _dijkstra(network, length, np.zeros((1, to.size), np.float32), origin, destination)
-    if router == "regret":
-        return _dijkstra(network, length, bonus, origin, destination, ahead)
-    if router == "consistent":
-        return _dijkstra(network, length, bonus, origin, destination)
+        return _dijkstra(network, network.metres, origin, destination)
+    if drivers is None:
+        drivers = np.arange(origin.size, dtype=np.int32)
     if router == "astar_q":
-        found = _astar_q(network.first, to, network.allowed, length, network.end_xy, bonus, origin, destination)
+        found = _astar_q(
+            network.first, network.to, network.allowed, network.metres, *_arrays(network, bonus), drivers, origin,
+            destination, network.end_xy,
+        )  # fmt: skip
         return _checked(*found)
+    if router in ("regret", "consistent"):
+        return _dijkstra(
+            network, network.metres, origin, destination, bonus, drivers, ahead if router == "regret" else None
+        )
     raise ValueError(f"unknown router {router!r}; choose regret, astar_q or consistent")
+
+
+def _arrays(
+    network: RoadNetwork, bonus: Bonus
+) -> tuple[NDArray[np.float32], np.float32, bool, NDArray[np.float32], NDArray[np.float32]]:
+    """The bonus as the compiled searches take it."""
+    weight = np.zeros(len(bonus.base), np.float32) if bonus.weight is None else bonus.weight
+    queue = np.zeros(network.road_count, np.float32) if bonus.queue is None else bonus.queue
+    return bonus.base, np.float32(bonus.gain), bonus.advantage, weight, queue
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,70 +118,37 @@ def distances_ahead(network: RoadNetwork, destination: NDArray[np.int32]) -> Ahe
     return Ahead(dijkstra(reverse, indices=goals).astype(np.float32) * np.float32(1 - 1e-5), row)
 
 
-def onward_routes(
-    network: RoadNetwork,
-    roads: NDArray[np.int32],
-    destination: NDArray[np.int32],
-    vehicles: NDArray[np.int32],
-    base: NDArray[np.float32],
-    weight: NDArray[np.float32],
-    queue: NDArray[np.float32],
-    gain: np.float32,
-    router: RouterName = "regret",
-    advantage: bool = True,
-    ahead: Ahead | None = None,
-) -> Routes:
-    """Ways on for a few vehicles under way: `route_vehicles` with the bonus made on the spot, in one compiled call.
-
-    The bias of vehicle v is `base[v] + weight[v] * log(1 + queue of the road ahead)`, less its largest over the allowed
-    connections of the road if `advantage`; the bonus is `gain` times it.
-
-    Args:
-        roads, destination: `[k] int32` where they are and where they go; vehicles: `[k] int32` rows of base and weight.
-        base: `[vehicles, connections] float32`; weight: `[vehicles] float32`; queue: `[roads] float32`, vehicles.
-
-    Raises:
-        ValueError: a destination cannot be reached.
-    """
-    if ahead is None:
-        metres, row = np.zeros((1, network.road_count), np.float32), np.zeros(destination.size, np.int32)
-    else:
-        metres, row = ahead.metres, ahead.row[destination]
-    found, offsets, missing = _onward(
-        network.first, network.connections, network.allowed, network.length, network.end_xy, roads, destination, vehicles,
-        base, weight, queue, gain, np.float32(FLOOR), router == "astar_q", advantage, metres, row,
-    )  # fmt: skip
-    return _checked(found, offsets) if missing else Routes(found, offsets)
-
-
 def fastest_routes(network: RoadNetwork, origin: NDArray[np.int32], destination: NDArray[np.int32]) -> Routes:
     """Fastest free-flow routes (length over speed limit) of all vehicles: a null of every comparison."""
-    to = np.ascontiguousarray(network.connections[:, 1])
-    seconds = (network.length / network.speed)[to].astype(np.float32)
-    return _dijkstra(network, seconds, np.zeros((1, to.size), np.float32), origin, destination)
+    seconds = (network.length / network.speed)[network.to].astype(np.float32)
+    return _dijkstra(network, seconds, origin, destination)
 
 
 def _dijkstra(
     network: RoadNetwork,
     cost: NDArray[np.float32],
-    bonus: NDArray[np.float32],
     origin: NDArray[np.int32],
     destination: NDArray[np.int32],
+    bonus: Bonus | None = None,
+    drivers: NDArray[np.int32] | None = None,
     ahead: Ahead | None = None,
 ) -> Routes:
-    to = np.ascontiguousarray(network.connections[:, 1])
+    if bonus is None or drivers is None:
+        bonus, drivers = Bonus(np.zeros((1, cost.size), np.float32)), np.zeros(origin.size, np.int32)
     if ahead is None:
         metres, row = np.zeros((1, network.road_count), np.float32), np.zeros(destination.size, np.int32)
     else:
         metres, row = ahead.metres, ahead.row[destination]
-    floor = np.float32(FLOOR)
-    found = _consistent(network.first, to, network.allowed, cost, bonus, floor, origin, destination, metres, row)
+    found = _consistent(
+        network.first, network.to, network.allowed, cost, *_arrays(network, bonus), drivers, origin, destination, metres,
+        row,
+    )  # fmt: skip
     return _checked(*found)
 
 
 def _checked(roads: NDArray[np.int32], offsets: NDArray[np.int64]) -> Routes:
-    missing = np.flatnonzero(np.diff(offsets) == 0)
-    if missing.size:
+    if (offsets[1:] == offsets[:-1]).any():
+        missing = np.flatnonzero(offsets[1:] == offsets[:-1])
         raise ValueError(f"no route for {missing.size} vehicles, the first is vehicle number {missing[0]}")
     return Routes(roads, offsets)
 
@@ -219,7 +214,32 @@ def _append(roads, used, previous, origin, destination, scratch):  # type: ignor
 
 
 @numba.njit(cache=True, nogil=True)
-def _astar_q(first, to, allowed, length, xy, bonus, origin, destination):  # type: ignore[no-untyped-def]
+def _waiting(queue):  # type: ignore[no-untyped-def]
+    """The queue feature of the reward, by road."""
+    waiting = np.empty_like(queue)
+    for road in range(queue.size):
+        waiting[road] = np.log1p(max(queue[road], np.float32(0.0)))
+    return waiting
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _favour(base, gain, advantage, weight, waiting, v, to, allowed, begin, end, bonus):  # type: ignore[no-untyped-def]
+    """Writes the bonus of driver v for the connections begin..end of one road (see `Bonus`)."""
+    best = np.float32(-np.inf)
+    for e in range(begin, end):
+        bonus[e] = base[v, e] + weight[v] * waiting[to[e]]
+        if allowed[e]:
+            best = max(best, bonus[e])
+    if not advantage or best == -np.inf:
+        best = np.float32(0.0)
+    for e in range(begin, end):
+        bonus[e] = gain * (bonus[e] - best)
+
+
+@numba.njit(cache=True, nogil=True)
+def _astar_q(  # type: ignore[no-untyped-def]
+    first, to, allowed, length, base, gain, advantage, weight, queue, drivers, origin, destination, xy
+):  # fmt: skip
     vehicles = origin.shape[0]
     m = first.shape[0] - 1
     roads = np.empty(vehicles * 16 + 64, np.int32)
@@ -231,9 +251,11 @@ def _astar_q(first, to, allowed, length, xy, bonus, origin, destination):  # typ
     keys = np.empty(to.shape[0] + 2, np.float32)
     items = np.empty(to.shape[0] + 2, np.int32)
     scratch = np.empty(m, np.int32)
+    bonus = np.empty(to.shape[0], np.float32)
+    waiting = _waiting(queue)
     used = 0
     for i in range(vehicles):
-        start, goal = origin[i], destination[i]
+        v, start, goal = drivers[i], origin[i], destination[i]
         gx, gy = xy[goal, 0], xy[goal, 1]
         state[:] = 0
         g[start] = 0.0
@@ -250,12 +272,13 @@ def _astar_q(first, to, allowed, length, xy, bonus, origin, destination):  # typ
             if s == goal:
                 found = True
                 break
+            _favour(base, gain, advantage, weight, waiting, v, to, allowed, first[s], first[s + 1], bonus)
             for e in range(first[s], first[s + 1]):
                 t = to[e]
                 if not allowed[e] or state[t] == 2:
                     continue
                 driven = g[s] + length[e]
-                key = driven + abs(xy[t, 0] - gx) + abs(xy[t, 1] - gy) - bonus[i, e]
+                key = driven + abs(xy[t, 0] - gx) + abs(xy[t, 1] - gy) - bonus[e]
                 if state[t] == 0 or key < f[t]:
                     state[t] = 1
                     g[t] = driven
@@ -269,11 +292,14 @@ def _astar_q(first, to, allowed, length, xy, bonus, origin, destination):  # typ
 
 
 @numba.njit(cache=True, nogil=True)
-def _consistent(first, to, allowed, length, bonus, floor, origin, destination, ahead, goal_row):  # type: ignore[no-untyped-def]
-    """A* on `max(length - bonus, floor * length)` with heuristic `ahead [rows, roads]` (zeros: Dijkstra).
+def _consistent(  # type: ignore[no-untyped-def]
+    first, to, allowed, length, base, gain, advantage, weight, queue, drivers, origin, destination, ahead, goal_row
+):  # fmt: skip
+    """A* on `max(length - bonus, FLOOR * length)` with heuristic `ahead [rows, roads]` (zeros: Dijkstra).
 
-    A bonus of one row is shared by all vehicles. The heuristic must be consistent: a closed road is never re-opened.
+    The heuristic must be consistent: a closed road is never re-opened.
     """
+    floor = np.float32(FLOOR)
     vehicles = origin.shape[0]
     m = first.shape[0] - 1
     roads = np.empty(vehicles * 16 + 64, np.int32)
@@ -284,11 +310,11 @@ def _consistent(first, to, allowed, length, bonus, floor, origin, destination, a
     keys = np.empty(to.shape[0] + 2, np.float32)
     items = np.empty(to.shape[0] + 2, np.int32)
     scratch = np.empty(m, np.int32)
+    bonus = np.empty(to.shape[0], np.float32)
+    waiting = _waiting(queue)
     used = 0
-    last = bonus.shape[0] - 1
     for i in range(vehicles):
-        row, ahead_row = min(i, last), goal_row[i]
-        start, goal = origin[i], destination[i]
+        v, start, goal, ahead_row = drivers[i], origin[i], destination[i], goal_row[i]
         g[:] = np.inf
         closed[:] = False
         g[start] = 0.0
@@ -303,11 +329,12 @@ def _consistent(first, to, allowed, length, bonus, floor, origin, destination, a
             if s == goal:
                 found = True
                 break
+            _favour(base, gain, advantage, weight, waiting, v, to, allowed, first[s], first[s + 1], bonus)
             for e in range(first[s], first[s + 1]):
                 t = to[e]
                 if not allowed[e] or closed[t]:
                     continue
-                cost = g[s] + max(length[e] - bonus[row, e], floor * length[e])
+                cost = g[s] + max(length[e] - bonus[e], floor * length[e])
                 if cost < g[t]:
                     g[t] = cost
                     previous[t] = s
@@ -316,43 +343,3 @@ def _consistent(first, to, allowed, length, bonus, floor, origin, destination, a
             roads, used = _append(roads, used, previous, start, goal, scratch)
         offsets[i + 1] = used
     return roads[:used].copy(), offsets
-
-
-@numba.njit(cache=True, nogil=True)
-def _onward(  # type: ignore[no-untyped-def]
-    first, connections, allowed, length, xy, roads, destination, vehicles, base, weight, queue, gain, floor, astar,
-    advantage, ahead, goal_row,
-):  # fmt: skip
-    m, e_count = first.shape[0] - 1, connections.shape[0]
-    to = np.empty(e_count, np.int32)
-    metres = np.empty(e_count, np.float32)
-    waiting = np.empty(e_count, np.float32)
-    for e in range(e_count):
-        t = connections[e, 1]
-        to[e] = t
-        metres[e] = length[t]
-        waiting[e] = np.log1p(max(queue[t], np.float32(0.0)))
-    bonus = np.empty((vehicles.shape[0], e_count), np.float32)
-    for i in range(vehicles.shape[0]):
-        v = vehicles[i]
-        for e in range(e_count):
-            bonus[i, e] = base[v, e] + weight[v] * waiting[e]
-        if advantage:
-            for s in range(m):
-                best = np.float32(-np.inf)
-                for e in range(first[s], first[s + 1]):
-                    if allowed[e]:
-                        best = max(best, bonus[i, e])
-                if best > -np.inf:
-                    for e in range(first[s], first[s + 1]):
-                        bonus[i, e] -= best
-        for e in range(e_count):
-            bonus[i, e] *= gain
-    if astar:
-        found, offsets = _astar_q(first, to, allowed, metres, xy, bonus, roads, destination)
-    else:
-        found, offsets = _consistent(first, to, allowed, metres, bonus, floor, roads, destination, ahead, goal_row)
-    missing = False
-    for i in range(vehicles.shape[0]):
-        missing |= offsets[i + 1] == offsets[i]
-    return found, offsets, missing

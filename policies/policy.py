@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..scenarios.demand import Demand, Routes
 from ..scenarios.network import RoadNetwork
 from .features import queue_feature
-from .navigation import RouterName, distances_ahead, onward_routes, route_vehicles
+from .navigation import Bonus, RouterName, distances_ahead, route_vehicles
 from .preferences import PreferenceModel, Rewards
 from .value_iteration import state_values, value_iteration
 
@@ -47,7 +47,6 @@ class Navigator:
         self.demand = demand
         self.navigation = navigation
         self.minute = np.maximum(((demand.depart - begin) // 60).astype(np.int64), 0)
-        self._to = np.ascontiguousarray(network.connections[:, 1])
         self._bias_scale = 1.0
         self.ahead = distances_ahead(network, demand.destination) if navigation.router == "regret" else None
 
@@ -60,21 +59,24 @@ class Navigator:
         for _ in range(CALIBRATION_DRAWS):
             rewards = model.decode(rng.standard_normal(model.shape, dtype=np.float32))
             few = Rewards(rewards.static[rows], np.zeros(rows.size, np.float32))
-            bias = self._bias(few, empty, np.zeros(rows.size, np.int64))
+            bias = self._base(few, empty, np.zeros(rows.size, np.int64))
+            if self.advantage:
+                values = state_values(bias, self.network.first, self.network.allowed)
+                bias = bias - values[:, self.network.connections[:, 0]]
             spread.append(bias[:, self.network.allowed].std(axis=1).mean())
         self._bias_scale = max(float(np.mean(spread)), 1e-9)
 
     @property
-    def gain(self) -> np.float32:
+    def gain(self) -> float:
         """Metres per unit of Q, of regret, or of reward, as the router uses it."""
-        return np.float32(self.navigation.lambda_metres / self._bias_scale)
+        return self.navigation.lambda_metres / self._bias_scale
 
     def q_values(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
         """Q of vehicles departing in `minute` when roads queue as `queue [roads, minutes]`; `[vehicles, connections]`."""
         return value_iteration(
             self.reward_table(rewards, queue, minute),
             self.network.first,
-            self._to,
+            self.network.to,
             self.network.allowed,
             self.navigation.discount,
             TOLERANCE,
@@ -84,19 +86,21 @@ class Navigator:
         """R(s, a) at each vehicle's departure minute, `[vehicles, connections]`."""
         table = rewards.static
         if rewards.queue_weight.any() and queue.any():
-            ahead = queue_feature(queue)[self._to]  # [connections, minutes]
+            ahead = queue_feature(queue)[self.network.to]  # [connections, minutes]
             table = table + rewards.queue_weight[:, None] * ahead.T[np.minimum(minute, queue.shape[1] - 1)]
         return table
 
-    def _bias(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
-        """What the router adds to a connection, before scaling to metres."""
+    @property
+    def advantage(self) -> bool:
+        """Whether the router goes by Q - V instead of Q."""
+        router = self.navigation.router
+        return router == "regret" or (router == "astar_q" and self.navigation.heuristic == "advantage")
+
+    def _base(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
+        """What the router goes by, before it is scaled to metres: rewards or Q, `[vehicles, connections]`."""
         if self.navigation.router == "consistent":
             return self.reward_table(rewards, queue, minute)
-        q = self.q_values(rewards, queue, minute)
-        if self.navigation.router == "regret" or self.navigation.heuristic == "advantage":
-            values = state_values(q, self.network.first, self.network.allowed)
-            q = q - values[:, self.network.connections[:, 0]]
-        return q
+        return self.q_values(rewards, queue, minute)
 
     def routes(self, rewards: Rewards, queue: Array) -> Routes:
         """Routes of all vehicles, learnt at the traffic state `queue [roads, minutes]` of their departure minute."""
@@ -105,7 +109,7 @@ class Navigator:
         for start in range(0, count, CHUNK):
             rows = slice(start, min(start + CHUNK, count))
             chunk = Rewards(rewards.static[rows], rewards.queue_weight[rows])
-            bonus = self.gain * self._bias(chunk, queue, self.minute[rows])
+            bonus = Bonus(self._base(chunk, queue, self.minute[rows]), self.gain, self.advantage)
             origin, destination = self.demand.origin[rows], self.demand.destination[rows]
             router = self.navigation.router
             parts.append(route_vehicles(self.network, origin, destination, bonus, router, self.ahead))
@@ -135,15 +139,12 @@ class JunctionPolicy:
         if navigation.router != "consistent":
             q = navigator.q_values(rewards, queue, navigator.minute)
             values = state_values(q, network.first, network.allowed)
-            self._base = rewards.static + np.float32(navigation.discount) * values[:, network.connections[:, 1]]
+            self._base = rewards.static + np.float32(navigation.discount) * values[:, network.to]
 
     def routes(self, vehicles: NDArray[np.int32], roads: NDArray[np.int32], queue: Array) -> Routes:
         """Ways on from `roads [k]` to the destinations of `vehicles [k]` when roads queue as `queue [roads]` now."""
         navigator = self._navigator
-        network, router = navigator.network, navigator.navigation.router
-        advantage = router == "regret" or (router == "astar_q" and navigator.navigation.heuristic == "advantage")
+        bonus = Bonus(self._base, navigator.gain, navigator.advantage, self._weight, queue)
         destination = navigator.demand.destination[vehicles]
-        return onward_routes(
-            network, roads, destination, vehicles, self._base, self._weight, queue, navigator.gain, router, advantage,
-            navigator.ahead,
-        )  # fmt: skip
+        router = navigator.navigation.router
+        return route_vehicles(navigator.network, roads, destination, bonus, router, navigator.ahead, vehicles)

@@ -71,6 +71,16 @@ class RoadNetwork:
         return len(self.connections)
 
     @cached_property
+    def to(self) -> NDArray[np.int32]:
+        """[E] the road each connection leads to: the second column of `connections`, contiguous."""
+        return np.ascontiguousarray(self.connections[:, 1])
+
+    @cached_property
+    def metres(self) -> NDArray[np.float32]:
+        """[E] length of the road each connection leads to."""
+        return self.length[self.to]
+
+    @cached_property
     def index(self) -> dict[str, int]:
         """Road id -> row."""
         return {road: row for row, road in enumerate(self.road_ids)}

@@ -3,13 +3,16 @@
 Q is learnt offline at the vehicle's departure; what changes live is the state of the next roads: the queue part of the
 reward is taken from the current queues, `Q(s, a) = r(s, a; queues now) + gamma V(s')`.
 
-Only roads with a choice are watched. Each second their vehicle tuples are compared with the last second's (in C); those
-who entered are decided in one call for all, and SUMO is told only where the choice differs from the plan.
+Only roads with a choice are watched, every other second (every second where they are short). Their vehicle tuples are
+compared with the last ones (in C); those who entered are decided in one call for all, and SUMO is told only where the choice
+differs from the plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
+from operator import ne
 
 import numba
 import numpy as np
@@ -19,6 +22,8 @@ from ..policies.policy import JunctionPolicy
 from ..scenarios.demand import Routes
 from ..scenarios.scenario import Scenario
 from . import libsumo_binding as sumo
+
+PERIOD = 2  # seconds between looks at a road, unless it can be crossed in less than two such periods
 
 
 class JunctionControl:
@@ -30,7 +35,10 @@ class JunctionControl:
         network = scenario.network
         self._vehicle = {name: i for i, name in enumerate(scenario.demand.ids)}
         self._roads = network.road_ids
-        self._watched = np.flatnonzero(network.choice_roads()).tolist()
+        watched = np.flatnonzero(network.choice_roads())
+        short = (network.length / network.speed)[watched] < 2 * PERIOD
+        self._short = int(short.sum())
+        self._watched = watched[np.argsort(~short, kind="stable")].tolist()  # the short ones first
         self._watched_ids = [network.road_ids[road] for road in self._watched]
         lengths = np.diff(routes.offsets)
         driven = np.arange(lengths.max(initial=1)) < lengths[:, None]
@@ -46,21 +54,20 @@ class JunctionControl:
         self._second = 0
 
     def decide(self, queue: NDArray[np.float32]) -> None:
-        """One decision for everybody who entered a watched road in the last second; `queue [roads]` is that of now."""
+        """Decides for everybody who was first seen on a watched road this second; `queue [roads]` is that of now."""
         self._second += 1
-        now = list(map(sumo.edge_vehicles, self._watched_ids))
-        if now == self._seen:
-            return
+        count = self._short if self._second % PERIOD else len(self._watched)
+        now = list(map(sumo.edge_vehicles, self._watched_ids[:count]))
+        before = self._seen[:count]
         vehicles: list[int] = []
         roads: list[int] = []
-        for road, ids, before in zip(self._watched, now, self._seen, strict=True):
-            if ids == before[: len(ids)]:  # nobody, or only some at the front have left
-                continue
-            rows = [self._vehicle[name] for name in set(ids).difference(before) if name in self._vehicle]
-            rows.sort()  # the order of a set depends on the hash seed
-            vehicles += rows
-            roads += [road] * len(rows)
-        self._seen = now
+        for i in compress(range(count), map(ne, now, before)):
+            if entered := set(now[i]).difference(before[i]):
+                # Sorted, as the order of a set depends on the hash seed.
+                rows = sorted([self._vehicle[name] for name in entered if name in self._vehicle])
+                vehicles += rows
+                roads += [self._watched[i]] * len(rows)
+        self._seen[:count] = now
         if not vehicles:
             return
         rows_array, roads_array = np.asarray(vehicles, np.int32), np.asarray(roads, np.int32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ from .sumo_files import Fidelity
 
 Array = NDArray[np.float32]
 Replan = Literal["pretrip", "junction"]
+FLOWS_AT_ONCE = 8  # candidates screened in one call: alone, one would be mostly messages
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +86,10 @@ class Simulator:
         assert chosen is not None
         return self._rollout.run(chosen, job.seed, job.fidelity, job.quiet, job.give_up, self._deadline, control)
 
-    def flows(self, z: Array, queue: Array) -> Array:
+    def flows(self, candidates: list[tuple[Array, Array]]) -> list[Array]:
         """Flows of the vehicles that have learnt from `z` at traffic state `queue`, without a simulation."""
-        return road_flows(self._problem.scenario, self.learner().routes(z, queue), queue)
+        scenario, learner = self._problem.scenario, self.learner()
+        return [road_flows(scenario, learner.routes(z, queue), queue) for z, queue in candidates]
 
     def close(self) -> None:
         self._rollout.close()
@@ -112,7 +115,7 @@ class LocalPool:
                 yield job.key, Failure(str(error))
 
     def flows(self, candidates: Iterable[tuple[Array, Array]]) -> list[Array]:
-        return [self._simulator.flows(z, queue) for z, queue in candidates]
+        return self._simulator.flows(list(candidates))
 
     def close(self) -> None:
         self._simulator.close()
@@ -135,8 +138,8 @@ class _RolloutActor:
     def simulate(self, job: Job, routes: Routes | tuple[str, ...] | None) -> Rollout:
         return self._simulator.simulate(job, routes)
 
-    def flows(self, z: Array, queue: Array) -> Array:
-        return self._simulator.flows(z, queue)
+    def flows(self, candidates: list[tuple[Array, Array]]) -> list[Array]:
+        return self._simulator.flows(candidates)
 
     def close(self) -> None:
         self._simulator.close()
@@ -201,12 +204,14 @@ class RayPool:
 
     def flows(self, candidates: Iterable[tuple[Array, Array]]) -> list[Array]:
         # By the rollout actors: nothing is simulated while candidates are screened.
-        found: dict[Any, Array] = {}
-        for key, flows in self.rollouts.run("flows", enumerate(candidates)):
+        source = iter(candidates)
+        batches = iter(lambda: list(islice(source, FLOWS_AT_ONCE)), [])
+        found: dict[Any, list[Array]] = {}
+        for key, flows in self.rollouts.run("flows", ((i, (batch,)) for i, batch in enumerate(batches))):
             if isinstance(flows, Failure):
-                raise RuntimeError(f"a learner failed: {flows.error}")
+                raise RuntimeError(f"screening failed: {flows.error}")
             found[key] = flows
-        return [found[i] for i in range(len(found))]
+        return [flow for i in range(len(found)) for flow in found[i]]
 
     def close(self) -> None:
         self.rollouts.close(farewell="close")

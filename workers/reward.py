@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -101,12 +102,18 @@ class RewardClient:
             return RewardService(*self._arguments)
         return ray.remote(RewardService).options(num_cpus=0.25).remote(*self._arguments)
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
+    def _ask(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        """Puts a question; what comes back waits for the answer."""
         if not self._remote:
-            return getattr(self._service, method)(*arguments)
+            answer = getattr(self._service, method)(*arguments)
+            return lambda: answer
+        asked = getattr(self._service, method).remote(*arguments)
+        return lambda: self._await(asked, method, arguments)
+
+    def _await(self, asked: Any, method: str, arguments: tuple[Any, ...]) -> Any:
         for attempt in range(TRIES):
             try:
-                return ray.get(getattr(self._service, method).remote(*arguments), timeout=self._deadline)
+                return ray.get(asked, timeout=self._deadline)
             except RayTaskError as error:
                 raise RuntimeError(f"the reward service failed in {method}: {error.cause}") from error
             except RayError as error:  # lost or hung: the same question to a fresh one in the same state
@@ -117,24 +124,31 @@ class RewardClient:
                 self._service = self._create()
                 if self.tensors is not None:
                     ray.get(self._service.load.remote(self.tensors), timeout=self._deadline)
+                asked = getattr(self._service, method).remote(*arguments)
         raise AssertionError("unreachable")
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
-        self._ask("load", tensors)
+        self._ask("load", tensors)()
 
     def fit_encoder(self, queues: Array) -> None:
-        self.tensors = self._ask("fit_encoder", queues)
+        self.tensors = self._ask("fit_encoder", queues)()
 
-    def train(self, z: Array, queues: Array, weight: NDArray[np.float64], seed: int) -> float:
-        loss, self.tensors = self._ask("train", z, queues, weight, seed)
-        return float(loss)
+    def train(self, z: Array, queues: Array, weight: NDArray[np.float64], seed: int) -> Callable[[], float]:
+        """Starts training; call what is returned, before anything else is asked, to wait for its loss."""
+        training = self._ask("train", z, queues, weight, seed)
+
+        def finish() -> float:
+            loss, self.tensors = training()
+            return float(loss)
+
+        return finish
 
     def sample(self, queues: Array, seed: int) -> Array:
-        return np.asarray(self._ask("sample", queues, seed))
+        return np.asarray(self._ask("sample", queues, seed)())
 
     def mutate(self, z: Array, queues: Array, kept: float, seed: int) -> Array:
-        return np.asarray(self._ask("mutate", z, queues, kept, seed))
+        return np.asarray(self._ask("mutate", z, queues, kept, seed)())
 
     def close(self) -> None:
         if self._remote:

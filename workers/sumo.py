@@ -62,7 +62,7 @@ class Rollout:
     waiting: int  # not inserted at the end
     teleports: int
     minutes: int  # simulated; fewer than asked for when given up
-    sumo_seconds: float  # wall time inside SUMO (loading and stepping)
+    sumo_seconds: float  # wall time of loading, stepping and reading SUMO (with junction routing, of deciding too)
     seconds: float  # wall time of the whole call
 
 
@@ -124,10 +124,12 @@ class SumoRollout:
         began = time.perf_counter()
         self.files.write_routes(routes)
         arguments = self.files.options(seed, fidelity, quiet, self.scenario.observe_speed)
+        loading = time.perf_counter()
         with sumo.simulation(arguments, self.files.directory / "sumo.log"):
-            queue, counts, minutes, sumo_seconds = self._simulate(fidelity, began, give_up, deadline, control)
+            queue, counts, minutes = self._simulate(fidelity, began, give_up, deadline, control)
             if self.scenario.observe_speed:
                 sumo.close()
+        sumo_seconds = time.perf_counter() - loading
         speed = count = None
         if self.scenario.observe_speed:
             measured = read_edge_data(
@@ -153,7 +155,7 @@ class SumoRollout:
         give_up: GiveUp | None,
         deadline: float | None,
         control: JunctionControl | None,
-    ) -> tuple[Array, tuple[int, int, int, int], int, float]:
+    ) -> tuple[Array, tuple[int, int, int, int], int]:
         scenario = self.scenario
         minutes, step, read = scenario.minutes, sumo.step, self._queues[fidelity]
         queue = np.full((scenario.network.road_count, minutes), np.nan, np.float32)
@@ -161,7 +163,6 @@ class SumoRollout:
         period = READ_EVERY[fidelity] if control is None else 1.0
         per_read = max(1, round(period / scenario.step_length))
         squared, teleports, arrived, done = 0.0, 0, 0, 0
-        started = time.perf_counter()
         if control is not None:
             control.start()
         for minute in range(minutes):
@@ -186,7 +187,7 @@ class SumoRollout:
                     f"minute {done} of {minutes} after {deadline:.0f} s of wall time: the traffic is likely gridlocked "
                     "(see `throng scenario check`), or the limit workers.deadline is too low"
                 )
-        return queue, (arrived, sumo.running(), sumo.waiting(), teleports), done, time.perf_counter() - started
+        return queue, (arrived, sumo.running(), sumo.waiting(), teleports), done
 
 
 def _halting(scenario: Scenario) -> Callable[[], Array]:

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
-from throng.policies.navigation import FLOOR, RouterName, distances_ahead, fastest_routes, route_vehicles
+from throng.policies.navigation import FLOOR, Bonus, RouterName, distances_ahead, fastest_routes, route_vehicles
 from throng.policies.value_iteration import state_values, value_iteration
 from throng.scenarios.demand import Routes
 from throng.scenarios.network import RoadNetwork
@@ -45,8 +45,7 @@ def _reachable_pairs(network: RoadNetwork) -> tuple[NDArray[np.int32], NDArray[n
 
 def _regret(network: RoadNetwork, rewards: Array, scale: float) -> Array:
     """`scale * (Q - V)` of the policies learnt from rewards."""
-    to = np.ascontiguousarray(network.connections[:, 1])
-    q = value_iteration(rewards, network.first, to, network.allowed, 0.8)
+    q = value_iteration(rewards, network.first, network.to, network.allowed, 0.8)
     return np.float32(scale) * (q - state_values(q, network.first, network.allowed)[:, network.connections[:, 0]])
 
 
@@ -82,7 +81,7 @@ def test_consistent_routes_are_optimal_for_what_they_claim_to_minimise(random_ne
     length = network.length[network.connections[:, 1]]
     origin, destination = _reachable_pairs(network)
     bonus = (rng.standard_normal((len(origin), len(length))) * 150).astype(np.float32)
-    routes = route_vehicles(network, origin, destination, bonus, "consistent")
+    routes = route_vehicles(network, origin, destination, Bonus(bonus), "consistent")
     floored = 0
     for i, (o, d) in enumerate(zip(origin, destination, strict=True)):
         cost = np.maximum(length - bonus[i], FLOOR * length)
@@ -117,7 +116,7 @@ def test_regret_routes_beat_every_other_path(random_network: Networks, seed: int
     bonus = _regret(network, rewards, 300.0)
     assert (bonus[:, network.allowed] <= 0).all()
     ahead = distances_ahead(network, destination) if guided else None
-    routes = route_vehicles(network, origin, destination, bonus, "regret", ahead)
+    routes = route_vehicles(network, origin, destination, Bonus(bonus), "regret", ahead)
     for i, (o, d) in enumerate(zip(origin.tolist(), destination.tolist(), strict=True)):
         cost = length - bonus[i]
         best = min(_cost(network, path, cost) for path in _paths(network, o, d))
@@ -161,7 +160,7 @@ def test_astar_without_a_bonus_finds_shortest_routes_on_a_grid(hand_made: Networ
     length = network.length[network.connections[:, 1]]
     origin, destination = _reachable_pairs(network)
     zero = np.zeros((len(origin), len(length)), np.float32)
-    routes = route_vehicles(network, origin, destination, zero, "astar_q")
+    routes = route_vehicles(network, origin, destination, Bonus(zero), "astar_q")
     found = [_cost(network, routes.route(i), length) for i in range(len(routes))]
     np.testing.assert_allclose(found, _distances(network, length)[origin, destination], rtol=1e-5)
 
@@ -203,9 +202,33 @@ def test_astar_is_equation_12(random_network: Networks, seed: int) -> None:
     network = random_network(rng, 12, 34, masked=0.2)
     origin, destination = _reachable_pairs(network)
     bonus = (rng.standard_normal((len(origin), network.connection_count)) * 200).astype(np.float32)
-    routes = route_vehicles(network, origin, destination, bonus, "astar_q")
+    routes = route_vehicles(network, origin, destination, Bonus(bonus), "astar_q")
     for i, (o, d) in enumerate(zip(origin.tolist(), destination.tolist(), strict=True)):
         assert routes.route(i).tolist() == _equation_12(network, bonus[i], o, d)
+
+
+@pytest.mark.parametrize("advantage", [False, True], ids=["plain", "advantage"])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_bonus_made_on_the_spot_is_the_one_written_out(
+    random_network: Networks, router: RouterName, advantage: bool
+) -> None:
+    """Of few drivers, in any order, with the queues of now: as if the whole table had been made before."""
+    rng = np.random.default_rng(77)
+    network = random_network(rng, 14, 40, masked=0.2)
+    origin, destination = _reachable_pairs(network)
+    base = rng.standard_normal((9, network.connection_count)).astype(np.float32)
+    weight = rng.standard_normal(9).astype(np.float32)
+    queue = rng.poisson(4, network.road_count).astype(np.float32)
+    drivers = rng.integers(9, size=len(origin)).astype(np.int32)
+    bias = base + weight[:, None] * np.log1p(queue)[network.to]
+    if advantage:
+        bias -= state_values(bias, network.first, network.allowed)[:, network.connections[:, 0]]
+    written = Bonus(np.float32(200) * bias[drivers])
+    made = Bonus(base, 200.0, advantage, weight, queue)
+    expected = route_vehicles(network, origin, destination, written, router)
+    routes = route_vehicles(network, origin, destination, made, router, drivers=drivers)
+    np.testing.assert_array_equal(routes.roads, expected.roads)
+    assert not np.array_equal(routes.roads, route_vehicles(network, origin, destination, None).roads)
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -218,15 +241,15 @@ def test_everybody_arrives_whatever_the_bonus(random_network: Networks, router: 
         origin, destination = _reachable_pairs(network)
         bonus = (rng.standard_t(1.5, (len(origin), network.connection_count)) * scale).astype(np.float32)
         length = network.length[network.connections[:, 1]]
-        routes = route_vehicles(network, origin, destination, bonus, router)
+        routes = route_vehicles(network, origin, destination, Bonus(bonus), router)
         for i in range(len(origin)):
             route = routes.route(i)
             assert (route[0], route[-1]) == (origin[i], destination[i])
             assert len(set(route.tolist())) == len(route), "a loop"
             _cost(network, route, length)
-        again = route_vehicles(network, origin, destination, bonus, router)
+        again = route_vehicles(network, origin, destination, Bonus(bonus), router)
         np.testing.assert_array_equal(again.roads, routes.roads)
-        alone = [route_vehicles(network, origin[i : i + 1], destination[i : i + 1], bonus[i : i + 1], router).roads
+        alone = [route_vehicles(network, origin[i : i + 1], destination[i : i + 1], Bonus(bonus[i : i + 1]), router).roads
                  for i in range(len(origin))]  # fmt: skip
         np.testing.assert_array_equal(np.concatenate(alone), routes.roads)
 
@@ -237,7 +260,7 @@ def test_an_unreachable_destination_is_named(hand_made: Networks, router: Router
     network = hand_made(4, [(0, 1), (1, 2), (2, 3)], allowed=[True, True, False])
     origin, destination = np.array([0, 0, 0], np.int32), np.array([1, 3, 3], np.int32)
     bonus = np.zeros((3, 3), np.float32)
-    for given in (bonus, None):
+    for given in (Bonus(bonus), None):
         with pytest.raises(ValueError, match=r"2 vehicles.*vehicle number 1\b"):
             route_vehicles(network, origin, destination, given, router)
 
@@ -247,7 +270,7 @@ def test_who_is_there_stays_there(hand_made: Networks, router: RouterName) -> No
     """Origin and destination on one road: a route of one road, also on a road without a way on."""
     network = hand_made(3, [(0, 1), (1, 0), (1, 2)])
     at = np.array([0, 1, 2], np.int32)
-    routes = route_vehicles(network, at, at, np.full((3, 3), 50, np.float32), router)
+    routes = route_vehicles(network, at, at, Bonus(np.full((3, 3), 50, np.float32)), router)
     assert [routes.route(i).tolist() for i in range(3)] == [[0], [1], [2]]
 
 
@@ -259,7 +282,7 @@ def test_long_routes_do_not_spill_over(hand_made: Networks) -> None:
     destination = np.full(40, roads - 1, np.int32)
     bonus = np.zeros((40, roads - 1), np.float32)
     for router in ROUTERS:
-        routes = route_vehicles(network, origin, destination, bonus, router)
+        routes = route_vehicles(network, origin, destination, Bonus(bonus), router)
         expected = Routes.from_lists([range(o, roads) for o in origin])
         np.testing.assert_array_equal(routes.roads, expected.roads)
         np.testing.assert_array_equal(routes.offsets, expected.offsets)
@@ -269,4 +292,4 @@ def test_an_unknown_router_is_refused(hand_made: Networks) -> None:
     network = hand_made(2, [(0, 1)])
     at = np.zeros(1, np.int32)
     with pytest.raises(ValueError, match="regret, astar_q or consistent"):
-        route_vehicles(network, at, at, np.zeros((1, 1), np.float32), "dijkstra")  # type: ignore[arg-type]
+        route_vehicles(network, at, at, Bonus(np.zeros((1, 1), np.float32)), "dijkstra")  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def _brute_force(network: RoadNetwork, rewards: NDArray[np.float32], discount: f
 def _solve(
     network: RoadNetwork, rewards: NDArray[np.float32], discount: float, tolerance: float = 1e-4
 ) -> NDArray[np.float32]:
-    to = np.ascontiguousarray(network.connections[:, 1])
+    to = network.to
     return value_iteration(rewards, network.first, to, network.allowed, discount, tolerance)
 
 

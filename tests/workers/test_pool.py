@@ -174,17 +174,21 @@ def _samples(seed: int) -> tuple[Array, Array, NDArray[np.float64]]:
 
 
 def _session(client: RewardClient, disturb: Callable[[RewardClient], None]) -> list[Array]:
-    """Two trainings with draws between them, disturbed before and after the first."""
+    """Trainings with draws between them, disturbed before and after the first and during the last."""
     z, queues, weight = _samples(0)
     answers = [client.sample(queues[:6], 1)]
     client.fit_encoder(queues)
     disturb(client)
-    answers.append(np.float32([client.train(z, queues, weight, 2)]))
+    answers.append(np.float32([client.train(z, queues, weight, 2)()]))
     disturb(client)
     answers.append(client.sample(queues[:6], 3))
     answers.append(client.mutate(z[:6], queues[:6], 0.5, 4))
-    answers.append(np.float32([client.train(z, queues, weight, 5)]))
+    answers.append(np.float32([client.train(z, queues, weight, 5)()]))
     answers.append(client.sample(queues[:6], 6))
+    training = client.train(z, queues, weight, 7)
+    disturb(client)
+    answers.append(np.float32([training()]))
+    answers.append(client.sample(queues[:6], 8))
     return answers
 
 
@@ -193,13 +197,13 @@ def _kill(client: RewardClient) -> None:
 
 
 def test_a_lost_reward_service_comes_back_as_it_was(a_ray: None) -> None:
-    """Killed before and after a training, it must answer as one in this process that nothing ever happened to."""
+    """Killed before, during and after a training, it must answer as one in this process that nothing ever happened to."""
     local = RewardClient((5,), None, SETTINGS, 3, remote=False)
     remote = RewardClient((5,), None, SETTINGS, 3, remote=True)
     try:
         for calm, killed in zip(_session(local, lambda _: None), _session(remote, _kill), strict=True):
             np.testing.assert_array_equal(killed, calm)
-        assert remote.restarts == 2
+        assert remote.restarts == 3
     finally:
         remote.close()
 
@@ -209,16 +213,16 @@ def test_a_checkpoint_of_the_reward_service_goes_on() -> None:
     z, queues, weight = _samples(1)
     first = RewardClient((5,), None, SETTINGS, 3, remote=False)
     first.fit_encoder(queues)
-    first.train(z, queues, weight, 1)
+    first.train(z, queues, weight, 1)()
     assert first.tensors is not None
     saved = {name: tensor.clone() for name, tensor in first.tensors.items()}
     checkpoint = dict(first.tensors)
-    loss = first.train(z, queues, weight, 2)
+    loss = first.train(z, queues, weight, 2)()
     drawn = first.sample(queues[:4], 3)
     for _ in range(2):
         second = RewardClient((5,), None, SETTINGS, 77, remote=False)
         second.load(checkpoint)
-        assert second.train(z, queues, weight, 2) == loss
+        assert second.train(z, queues, weight, 2)() == loss
         np.testing.assert_array_equal(second.sample(queues[:4], 3), drawn)
         second.close()
     for name, tensor in saved.items():
@@ -231,9 +235,9 @@ def test_a_reward_service_that_refuses_is_heard(a_ray: None, remote: bool) -> No
     z, queues, weight = _samples(2)
     client = RewardClient((5,), None, SETTINGS, 3, remote=remote)
     with pytest.raises((RuntimeError, ValueError), match="weights must be non-negative"):
-        client.train(z, queues, weight * np.nan, 1)
+        client.train(z, queues, weight * np.nan, 1)()
     assert client.restarts == 0
-    assert np.isfinite(client.train(z, queues, weight, 1))
+    assert np.isfinite(client.train(z, queues, weight, 1)())
     client.close()
 
 
