@@ -19,6 +19,7 @@ from tensorboardX import SummaryWriter
 
 from ..policies.diffusion import DiffusionSettings
 from ..policies.preferences import PreferenceModel
+from ..scenarios.macro import noise_gap
 from ..workers.pool import Job, RayPool
 from ..workers.reward import RewardClient
 from . import references as refs
@@ -235,12 +236,11 @@ def evaluate(
 def _row(reference: Reference, floor: float, prior: float) -> dict[str, Any]:
     names = ("mae", "road_rmse", "top50_corr")
     means = {name: float(np.mean([s[name] for s in reference.scores])) for name in names if name in reference.scores[0]}
-    share = (prior - reference.mean) / (prior - floor) if prior > floor else math.nan
     return {
         "method": reference.name,
         "rmse": reference.mean,
         "rmse_sd": reference.sd,
         "seeds": len(reference.errors),
-        "gap": 1.0 - share,
+        "gap": noise_gap(reference.mean, floor, prior),
         **means,
     }

@@ -140,7 +140,7 @@ class Sorter:
         if missing:
             raise entry.fail(
                 f"type {missing[0]!r} is not defined in the demand and additional files; "
-                "list the file that defines it under `demand.additional`"
+                "list the file that defines it under `scenario.additional`"
             )
         found = {vclasses[one.name] for one in members}
         if found <= self._classes or not found & self._classes:
@@ -243,7 +243,7 @@ def _cannot_be_driven(trips: list[Learnt], network: RoadNetwork) -> InputError:
     )
     return InputError(
         f"{len(trips)} trips cannot be driven, no way leads from origin to destination in {network.path}: "
-        f"{first}{', ...' if len(trips) > 5 else ''}; correct them or set `demand.unreachable: drop`"
+        f"{first}{', ...' if len(trips) > 5 else ''}; correct them or set `scenario.unreachable: drop`"
     )
 
 

@@ -253,7 +253,7 @@ def test_trips_that_cannot_be_driven(load: Load, one_way: RoadNetwork) -> None:
     good = '<trip id="good" depart="0" from="ab" to="bc"/>'
     bad = "".join(f'<trip id="bad{i}" depart="0" from="bc" to="ab"/>' for i in range(7))
     with pytest.raises(
-        InputError, match=r"7 trips cannot be driven.*'bad4'.*\.\.\.; .*demand.unreachable: drop"
+        InputError, match=r"7 trips cannot be driven.*'bad4'.*\.\.\.; .*scenario.unreachable: drop"
     ) as caught:
         load(good + bad, network=one_way)
     assert "bad5" not in str(caught.value) and "d.rou.xml" in str(caught.value)
