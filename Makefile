@@ -35,19 +35,22 @@ venv: .venv/.stamp  ## install everything into .venv, at the versions of constra
 	@ln -sfn ../.. .venv/typing/throng  # so that mypy finds the package `throng`: it is this directory
 	@touch $@
 
-demo: venv  ## learn the built-in town, some minutes; the last line names the report
+demo: venv  ## learn the built-in town, two to five minutes; the last line names the report
 	$(BIN)/throng run $(ARGS)
 
 test: venv  ## the tests
 	$(BIN)/pytest $(ARGS)
 
-studies: venv  ## the tables of docs/results/: whole searches, an hour or more
+studies: venv  ## the tables of docs/results/: whole searches, two hours or more
 	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 1 $(ARGS)
-	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 --set latent.kind=table --set search.screen=1 \
+	$(BIN)/python bench/study.py town --truths 3 4 --seeds 0 1 --name town-held-out $(ARGS)
+	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 1 --set latent.kind=table --set search.screen=1 \
 	  --set diffusion.width=64 --name town-table $(ARGS)
-	$(BIN)/python bench/study.py examples/bologna.yaml --seeds 0 --set search.budget=64 $(ARGS)
-	$(BIN)/python bench/study.py examples/pasubio.yaml --seeds 0 --set search.budget=64 $(ARGS)
-	$(BIN)/python bench/study.py examples/cologne8.yaml --truths 0 1 --seeds 0 $(ARGS)
+	$(BIN)/python bench/study.py examples/bologna.yaml --seeds 0 1 --set search.budget=64 $(ARGS)
+	$(BIN)/python bench/study.py examples/pasubio.yaml --seeds 0 1 --set search.budget=64 $(ARGS)
+	$(BIN)/python bench/study.py examples/acosta.yaml --seeds 0 --set search.budget=64 $(ARGS)
+	$(BIN)/python bench/study.py examples/cologne8.yaml --truths 0 1 --seeds 0 --set search.budget=64 $(ARGS)
+	$(BIN)/python bench/study.py examples/hangzhou.yaml --truths 0 1 --seeds 0 $(ARGS)
 
 lint: venv  ## ruff (rules and formatting) and mypy
 	@failed=0; \

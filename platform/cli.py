@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     help="Learns what drivers want from what the roads looked like. Start with **throng run** (the built-in town, "
-    "about two minutes), then **throng run examples/bologna.yaml**.",
+    "two to five minutes), then **throng run examples/bologna.yaml**.",
 )
 scenario_app = typer.Typer(no_args_is_help=True, help="Look at scenarios before learning from them.")
 app.add_typer(scenario_app, name="scenario")

@@ -68,21 +68,14 @@ def route_vehicles(
     Raises:
         ValueError: a vehicle's destination cannot be reached over the allowed connections (names its index).
     """
+    if router not in ("regret", "astar_q", "consistent"):
+        raise ValueError(f"unknown router {router!r}; choose regret, astar_q or consistent")
     if bonus is None:
-        return _dijkstra(network, network.metres, origin, destination)
+        return _best_first(network, network.metres, origin, destination)
     if drivers is None:
         drivers = np.arange(origin.size, dtype=np.int32)
-    if router == "astar_q":
-        found = _astar_q(
-            network.first, network.to, network.allowed, network.metres, *_arrays(network, bonus), drivers, origin,
-            destination, network.end_xy,
-        )  # fmt: skip
-        return _checked(*found)
-    if router in ("regret", "consistent"):
-        return _dijkstra(
-            network, network.metres, origin, destination, bonus, drivers, ahead if router == "regret" else None
-        )
-    raise ValueError(f"unknown router {router!r}; choose regret, astar_q or consistent")
+    guide = ahead if router == "regret" else None
+    return _best_first(network, network.metres, origin, destination, bonus, drivers, guide, router == "astar_q")
 
 
 def _arrays(
@@ -121,27 +114,28 @@ def distances_ahead(network: RoadNetwork, destination: NDArray[np.int32]) -> Ahe
 def fastest_routes(network: RoadNetwork, origin: NDArray[np.int32], destination: NDArray[np.int32]) -> Routes:
     """Fastest free-flow routes (length over speed limit) of all vehicles: a null of every comparison."""
     seconds = (network.length / network.speed)[network.to].astype(np.float32)
-    return _dijkstra(network, seconds, origin, destination)
+    return _best_first(network, seconds, origin, destination)
 
 
-def _dijkstra(
+def _best_first(
     network: RoadNetwork,
-    cost: NDArray[np.float32],
+    length: NDArray[np.float32],
     origin: NDArray[np.int32],
     destination: NDArray[np.int32],
     bonus: Bonus | None = None,
     drivers: NDArray[np.int32] | None = None,
     ahead: Ahead | None = None,
+    equation_12: bool = False,
 ) -> Routes:
     if bonus is None or drivers is None:
-        bonus, drivers = Bonus(np.zeros((1, cost.size), np.float32)), np.zeros(origin.size, np.int32)
+        bonus, drivers = Bonus(np.zeros((1, length.size), np.float32)), np.zeros(origin.size, np.int32)
     if ahead is None:
         metres, row = np.zeros((1, network.road_count), np.float32), np.zeros(destination.size, np.int32)
     else:
         metres, row = ahead.metres, ahead.row[destination]
-    found = _consistent(
-        network.first, network.to, network.allowed, cost, *_arrays(network, bonus), drivers, origin, destination, metres,
-        row,
+    found = _search(
+        network.first, network.to, network.allowed, length, *_arrays(network, bonus), drivers, origin, destination,
+        metres, row, network.end_xy, equation_12,
     )  # fmt: skip
     return _checked(*found)
 
@@ -237,74 +231,23 @@ def _favour(base, gain, advantage, weight, waiting, v, to, allowed, begin, end, 
 
 
 @numba.njit(cache=True, nogil=True)
-def _astar_q(  # type: ignore[no-untyped-def]
-    first, to, allowed, length, base, gain, advantage, weight, queue, drivers, origin, destination, xy
+def _search(  # type: ignore[no-untyped-def]
+    first, to, allowed, length, base, gain, advantage, weight, queue, drivers, origin, destination, ahead, goal_row, xy,
+    equation_12,
 ):  # fmt: skip
-    vehicles = origin.shape[0]
-    m = first.shape[0] - 1
-    roads = np.empty(vehicles * 16 + 64, np.int32)
-    offsets = np.zeros(vehicles + 1, np.int64)
-    g = np.empty(m, np.float32)
-    f = np.empty(m, np.float32)
-    previous = np.empty(m, np.int32)
-    state = np.empty(m, np.int8)  # 0 unseen, 1 open, 2 closed
-    keys = np.empty(to.shape[0] + 2, np.float32)
-    items = np.empty(to.shape[0] + 2, np.int32)
-    scratch = np.empty(m, np.int32)
-    bonus = np.empty(to.shape[0], np.float32)
-    waiting = _waiting(queue)
-    used = 0
-    for i in range(vehicles):
-        v, start, goal = drivers[i], origin[i], destination[i]
-        gx, gy = xy[goal, 0], xy[goal, 1]
-        state[:] = 0
-        g[start] = 0.0
-        f[start] = 0.0
-        state[start] = 1
-        size = _push(keys, items, 0, np.float32(0.0), start)
-        found = False
-        while size > 0:
-            size = _pop(keys, items, size)
-            s = items[size]
-            if state[s] == 2:
-                continue
-            state[s] = 2
-            if s == goal:
-                found = True
-                break
-            _favour(base, gain, advantage, weight, waiting, v, to, allowed, first[s], first[s + 1], bonus)
-            for e in range(first[s], first[s + 1]):
-                t = to[e]
-                if not allowed[e] or state[t] == 2:
-                    continue
-                driven = g[s] + length[e]
-                key = driven + abs(xy[t, 0] - gx) + abs(xy[t, 1] - gy) - bonus[e]
-                if state[t] == 0 or key < f[t]:
-                    state[t] = 1
-                    g[t] = driven
-                    f[t] = key
-                    previous[t] = s
-                    size = _push(keys, items, size, key, t)
-        if found:
-            roads, used = _append(roads, used, previous, start, goal, scratch)
-        offsets[i + 1] = used
-    return roads[:used].copy(), offsets
+    """One route per vehicle by best-first search with a closed set.
 
-
-@numba.njit(cache=True, nogil=True)
-def _consistent(  # type: ignore[no-untyped-def]
-    first, to, allowed, length, base, gain, advantage, weight, queue, drivers, origin, destination, ahead, goal_row
-):  # fmt: skip
-    """A* on `max(length - bonus, FLOOR * length)` with heuristic `ahead [rows, roads]` (zeros: Dijkstra).
-
-    The heuristic must be consistent: a closed road is never re-opened.
+    `equation_12`: what is open is ordered by driven length + L1 distance to the goal - bonus. Otherwise A* on the cost
+    `max(length - bonus, FLOOR * length)` with heuristic `ahead [rows, roads]` (zeros: Dijkstra), which must be consistent,
+    as a closed road is never opened again.
     """
     floor = np.float32(FLOOR)
     vehicles = origin.shape[0]
     m = first.shape[0] - 1
     roads = np.empty(vehicles * 16 + 64, np.int32)
     offsets = np.zeros(vehicles + 1, np.int64)
-    g = np.empty(m, np.float32)
+    cost = np.empty(m, np.float32)
+    least = np.empty(m, np.float32)  # by which the ways to a road are compared
     previous = np.empty(m, np.int32)
     closed = np.empty(m, np.bool_)
     keys = np.empty(to.shape[0] + 2, np.float32)
@@ -314,10 +257,11 @@ def _consistent(  # type: ignore[no-untyped-def]
     waiting = _waiting(queue)
     used = 0
     for i in range(vehicles):
-        v, start, goal, ahead_row = drivers[i], origin[i], destination[i], goal_row[i]
-        g[:] = np.inf
+        v, start, goal, row = drivers[i], origin[i], destination[i], goal_row[i]
+        least[:] = np.inf
         closed[:] = False
-        g[start] = 0.0
+        cost[start] = 0.0
+        least[start] = 0.0
         size = _push(keys, items, 0, np.float32(0.0), start)
         found = False
         while size > 0:
@@ -334,11 +278,19 @@ def _consistent(  # type: ignore[no-untyped-def]
                 t = to[e]
                 if not allowed[e] or closed[t]:
                     continue
-                cost = g[s] + max(length[e] - bonus[e], floor * length[e])
-                if cost < g[t]:
-                    g[t] = cost
+                if equation_12:
+                    after = cost[s] + length[e]
+                    key = after + abs(xy[t, 0] - xy[goal, 0]) + abs(xy[t, 1] - xy[goal, 1]) - bonus[e]
+                    rank = key
+                else:
+                    after = cost[s] + max(length[e] - bonus[e], floor * length[e])
+                    key = after + ahead[row, t]
+                    rank = after
+                if rank < least[t]:
+                    least[t] = rank
+                    cost[t] = after
                     previous[t] = s
-                    size = _push(keys, items, size, cost + ahead[ahead_row, t], t)
+                    size = _push(keys, items, size, key, t)
         if found:
             roads, used = _append(roads, used, previous, start, goal, scratch)
         offsets[i + 1] = used
