@@ -1,9 +1,8 @@
-"""Small networks made by hand, and the town with a few hundred vehicles."""
+"""Small random networks, and the town with a few hundred vehicles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,56 +12,15 @@ from throng.scenarios.network import RoadNetwork, load_network
 from throng.scenarios.scenario import Scenario
 from throng.scenarios.town import write_town
 
-Pairs = Sequence[tuple[int, int]]
-
-
-def _network(roads: int, pairs: Pairs, **given: Any) -> RoadNetwork:
-    """Roads of 100 m, 10 m/s and one lane, straight connections, unless `given` says otherwise (per sorted pair)."""
-    connections = np.array(sorted(pairs), np.int32).reshape(-1, 2)
-    count = len(connections)
-
-    def of(name: str, size: int, default: float, dtype: type) -> np.ndarray:
-        return np.array(np.broadcast_to(given.get(name, default), (size,)), dtype)
-
-    end_xy = np.asarray(given.get("end_xy", np.zeros((roads, 2))), np.float32)
-    start_xy = np.asarray(given.get("start_xy", end_xy), np.float32)
-    return RoadNetwork(
-        path=Path("hand-made"),
-        vclass="passenger",
-        road_ids=tuple(f"r{road:03d}" for road in range(roads)),
-        connections=connections,
-        first=np.searchsorted(connections[:, 0], np.arange(roads + 1)).astype(np.int32),
-        turn=of("turn", count, 0, np.int8),
-        allowed=of("allowed", count, True, np.bool_),
-        length=of("length", roads, 100, np.float32),
-        speed=of("speed", roads, 10, np.float32),
-        lanes=of("lanes", roads, 1, np.int16),
-        start_xy=start_xy,
-        end_xy=end_xy,
-        signal=of("signal", roads, False, np.bool_),
-        priority=np.zeros(roads, np.int16),
-        shapes=tuple(np.stack([a, b]) for a, b in zip(start_xy, end_xy, strict=True)),
-        lane_ids=tuple((f"r{road:03d}_0",) for road in range(roads)),
-        closed_ids=frozenset(),
-        junction_count=0,
-        signal_count=0,
-    )
-
 
 @pytest.fixture(scope="session")
-def hand_made() -> Callable[..., RoadNetwork]:
-    """(roads, pairs of roads, **arrays) -> a network without any file."""
-    return _network
-
-
-@pytest.fixture(scope="session")
-def random_network() -> Callable[..., RoadNetwork]:
+def random_network(hand_made: Callable[..., RoadNetwork]) -> Callable[..., RoadNetwork]:
     """(generator, roads, connections, masked share) -> a random network; some roads may be dead ends."""
 
     def make(rng: np.random.Generator, roads: int, connections: int, masked: float = 0.0) -> RoadNetwork:
         every = [(a, b) for a in range(roads) for b in range(roads) if a != b]
         pairs = [every[i] for i in rng.choice(len(every), min(connections, len(every)), replace=False)]
-        return _network(
+        return hand_made(
             roads,
             pairs,
             length=rng.uniform(20, 400, roads),

@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sumo
 from throng.scenarios.network import RoadNetwork, load_network
@@ -82,38 +81,6 @@ def run_sumo() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def hand_made() -> Callable[[int, list[tuple[int, int]]], RoadNetwork]:
-    """(roads, connections) -> a network of 100 m roads with a limit of 10 m/s, without any file."""
-
-    def make(roads: int, pairs: list[tuple[int, int]]) -> RoadNetwork:
-        connections = np.array(sorted(pairs), dtype=np.int32).reshape(-1, 2)
-        xy = np.zeros((roads, 2), dtype=np.float32)
-        return RoadNetwork(
-            path=Path("hand-made"),
-            vclass="passenger",
-            road_ids=tuple(f"r{road:03d}" for road in range(roads)),
-            connections=connections,
-            first=np.searchsorted(connections[:, 0], np.arange(roads + 1)).astype(np.int32),
-            turn=np.zeros(len(connections), dtype=np.int8),
-            allowed=np.ones(len(connections), dtype=bool),
-            length=np.full(roads, 100, dtype=np.float32),
-            speed=np.full(roads, 10, dtype=np.float32),
-            lanes=np.ones(roads, dtype=np.int16),
-            start_xy=xy,
-            end_xy=xy,
-            signal=np.zeros(roads, dtype=bool),
-            priority=np.zeros(roads, dtype=np.int16),
-            shapes=tuple(xy for _ in range(roads)),
-            lane_ids=tuple((f"r{road:03d}_0",) for road in range(roads)),
-            closed_ids=frozenset({"footpath"}),
-            junction_count=0,
-            signal_count=0,
-        )
-
-    return make
 
 
 @pytest.fixture(scope="session")
