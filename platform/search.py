@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.screening import FlowSurrogate
+from ..scenarios.errors import InputError
 from ..workers.pool import Job
 from ..workers.reward import RewardClient
 from ..workers.sumo_files import Fidelity
@@ -85,6 +86,7 @@ class Search:
         self.archive: list[tuple[Array, Array, int]] = []  # flows, quantity, rung: what the surrogate learns from
         self._traffic: dict[str, Array] = {}  # this generation's simulated queues by key, for the store
         self._born: list[Individual] = []
+        self._failure = ""  # why a simulation failed last
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ class Search:
         """The elite with the lowest mean error over its fresh seeds, among those simulated most."""
         elites = [one for one in self.state.elites if one.samples]
         if not elites:
-            raise RuntimeError("no candidate survived a full simulation: see the journal's errors")
+            raise InputError(f"no candidate survived a full simulation; the last failed with: {self._failure}")
         needed = min(FINAL_SEEDS, max(len(one.samples) for one in elites))
         return min((one for one in elites if len(one.samples) >= needed), key=lambda one: float(np.mean(one.samples)))
 
@@ -248,7 +250,13 @@ class Search:
             )
             self._simulate(climbing, rung, phase, fresh=rung == "micro")
             climbing = [one for one in climbing if math.isfinite(one.estimate)]
-        return [one for one in individuals if math.isfinite(one.estimate)]
+        survivors = [one for one in individuals if math.isfinite(one.estimate)]
+        if not survivors:
+            raise InputError(
+                f"all {len(individuals)} simulations of generation {self.state.generation} failed, the last with: "
+                f"{self._failure}. Mend that (a slow machine: workers.deadline) and run the same command again"
+            )
+        return survivors
 
     def _simulate(self, individuals: list[Individual], rung: Rung, phase: str, fresh: bool) -> None:
         state = self.state
@@ -286,6 +294,7 @@ class Search:
         macro = outcome.macro
         if macro is None:
             one.estimate = math.inf
+            self._failure = outcome.error
             return
         self._traffic[key] = macro.queue
         if not outcome.complete(macro.queue.shape[1]):

@@ -1,4 +1,7 @@
-"""Simulations that are never lost: each result is journaled under its key as it arrives, and never repeated."""
+"""Simulations that are never lost: each result is journaled under its key as it arrives, and never repeated.
+
+One that failed is not journaled: a run that goes on tries it again.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ class Simulations:
                 yield job.key, _from_arrays(recorded)
         for key, result in self.pool.simulate(fresh):
             outcome = _outcome(result)
-            if self._store is not None:
+            if self._store is not None and outcome.macro is not None:
                 self._store.journal_put(key, _to_arrays(outcome))
             self._progress.simulated()
             yield key, outcome
@@ -78,25 +81,17 @@ def _outcome(result: Rollout | Failure) -> Outcome:
 
 
 def _to_arrays(outcome: Outcome) -> Arrays:
-    arrays: Arrays = {
-        "counts": np.array(
-            [outcome.minutes, outcome.teleports, outcome.arrived, outcome.running, outcome.waiting], np.int64
-        ),
-        "sumo_seconds": np.array(outcome.sumo_seconds),
-        "error": np.array(outcome.error),
-    }
-    if outcome.macro is not None:
-        for name in ("queue", "speed", "count"):
-            value = getattr(outcome.macro, name)
-            if value is not None:
-                arrays[name] = value
+    assert outcome.macro is not None
+    counts = [outcome.minutes, outcome.teleports, outcome.arrived, outcome.running, outcome.waiting]
+    arrays: Arrays = {"counts": np.array(counts, np.int64), "sumo_seconds": np.array(outcome.sumo_seconds)}
+    for name in ("queue", "speed", "count"):
+        value = getattr(outcome.macro, name)
+        if value is not None:
+            arrays[name] = value
     return arrays
 
 
 def _from_arrays(arrays: Arrays) -> Outcome:
-    macro = None
-    if "queue" in arrays:
-        macro = Macro(arrays["queue"], arrays.get("speed"), arrays.get("count"))
+    macro = Macro(arrays["queue"], arrays.get("speed"), arrays.get("count"))
     minutes, teleports, arrived, running, waiting = (int(value) for value in arrays["counts"])
-    seconds, error = float(arrays["sumo_seconds"]), str(arrays["error"])
-    return Outcome(macro, minutes, teleports, arrived, running, waiting, seconds, error)
+    return Outcome(macro, minutes, teleports, arrived, running, waiting, float(arrays["sumo_seconds"]))

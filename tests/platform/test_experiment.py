@@ -188,6 +188,25 @@ def test_failed_simulations_are_dropped_not_weighted(tmp_path: Path, monkeypatch
     assert all(np.isinf(row["estimate"]) and not row["elite"] for row in failed)
 
 
+def test_when_all_simulations_fail_the_reason_is_given_and_a_second_try_goes_on(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure must not be remembered for good: its cause may be mended."""
+    original = LocalPool.simulate
+
+    def broken(self: LocalPool, jobs):  # type: ignore[no-untyped-def]
+        for key, result in original(self, jobs):
+            yield key, Failure("no licence for Tuesdays") if key.startswith("g") else result
+
+    directory = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalPool, "simulate", broken)
+        with pytest.raises(InputError, match=r"all \d+ simulations of generation 0 failed.*no licence for Tuesdays"):
+            run(small(), directory, resume=False, console=Console(quiet=True))
+    run(small(), directory, resume=False, console=Console(quiet=True))
+    same(results(undisturbed), results(directory))
+
+
 @pytest.mark.parametrize("kind", ["iid", "lcc"])
 def test_other_targets_run(tmp_path: Path, kind: str) -> None:
     more = ["target.truth=iid"] if kind == "iid" else ["target.kind=lcc"]
