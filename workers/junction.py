@@ -10,7 +10,7 @@ differs from the plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 from operator import ne
 
@@ -53,8 +53,8 @@ class JunctionControl:
         self._log: list[tuple[int, NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]] = []
         self._second = 0
 
-    def decide(self, queue: NDArray[np.float32]) -> None:
-        """Decides for everybody who was first seen on a watched road this second; `queue [roads]` is that of now."""
+    def decide(self, queue: Callable[[], NDArray[np.float32]]) -> None:
+        """Decides for everybody who was first seen on a watched road this second; `queue()` is that of now, `[roads]`."""
         self._second += 1
         count = self._short if self._second % PERIOD else len(self._watched)
         now = list(map(sumo.edge_vehicles, self._watched_ids[:count]))
@@ -71,7 +71,7 @@ class JunctionControl:
         if not vehicles:
             return
         rows_array, roads_array = np.asarray(vehicles, np.int32), np.asarray(roads, np.int32)
-        chosen = self._policy.routes(rows_array, roads_array, queue)
+        chosen = self._policy.routes(rows_array, roads_array, queue())
         flat, offsets = chosen.roads, chosen.offsets
         changed, next_road = _compare(self._plan, self._at, rows_array, roads_array, flat, offsets)
         for i in np.flatnonzero(changed).tolist():

@@ -12,9 +12,11 @@ import shutil
 import tempfile
 import time
 import weakref
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,10 +85,7 @@ class SumoRollout:
         else:
             self._finalizer = lambda: None
         self.files = SumoFiles(scenario, directory)
-        self._queues: dict[Fidelity, Callable[[], Array]] = {
-            "micro": _halting(scenario),
-            "meso": _delayed(scenario),
-        }
+        self._queues: dict[Fidelity, _Queues] = {"micro": _Halting(scenario), "meso": _Delayed(scenario)}
 
     def close(self) -> None:
         """Removes the input files."""
@@ -157,7 +156,7 @@ class SumoRollout:
         control: JunctionControl | None,
     ) -> tuple[Array, tuple[int, int, int, int], int]:
         scenario = self.scenario
-        minutes, step, read = scenario.minutes, sumo.step, self._queues[fidelity]
+        minutes, step, queues = scenario.minutes, sumo.step, self._queues[fidelity]
         queue = np.full((scenario.network.road_count, minutes), np.nan, np.float32)
         steps = round(60.0 / scenario.step_length)
         period = READ_EVERY[fidelity] if control is None else 1.0
@@ -166,16 +165,16 @@ class SumoRollout:
         if control is not None:
             control.start()
         for minute in range(minutes):
-            peak = np.zeros(scenario.network.road_count, np.float32)
+            queues.forget()
             for index in range(1, steps + 1):
                 step()
                 if index % per_read == 0:
-                    now = read()
-                    np.maximum(peak, now, out=peak)
+                    queues.look()
                     if control is not None:
-                        control.decide(now)
+                        control.decide(queues.now)
                 teleports += sumo.teleports()
                 arrived += sumo.arrived()
+            peak = queues.peak()
             queue[:, minute] = peak
             done = minute + 1
             if give_up is not None:
@@ -190,36 +189,75 @@ class SumoRollout:
         return queue, (arrived, sumo.running(), sumo.waiting(), teleports), done
 
 
-def _halting(scenario: Scenario) -> Callable[[], Array]:
-    """Reads vehicles slower than 0.1 m/s: of each road's longest lane, or of all its lanes."""
-    network = scenario.network
-    if scenario.lanes == "sum":
-        roads, road_halting = network.road_ids, sumo.edge_halting
-        return lambda: np.fromiter(map(road_halting, roads), np.float32, len(roads))
-    lanes = [lane for lanes in network.lane_ids for lane in lanes]
-    first = np.concatenate([[0], np.cumsum([len(lanes) for lanes in network.lane_ids])[:-1]])
-    lane_halting = sumo.lane_halting
-    return lambda: np.maximum.reduceat(np.fromiter(map(lane_halting, lanes), np.float32, len(lanes)), first)
+class _Queues(Protocol):
+    """Reads queues as often as it is asked to look; arithmetic waits until somebody wants to know."""
+
+    def forget(self) -> None:
+        """What was seen so far no longer counts."""
+
+    def look(self) -> None: ...
+
+    def now(self) -> Array:
+        """[roads] the queues seen last."""
+
+    def peak(self) -> Array:
+        """[roads] the longest queues seen."""
 
 
-def _delayed(scenario: Scenario) -> Callable[[], Array]:
-    """Reads `n (1 - v / limit)`: the vehicles that would have to stand for the road's mean speed to be what it is.
+class _Halting:
+    """Vehicles slower than 0.1 m/s: of each road's longest lane, or of all its lanes."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        network = scenario.network
+        whole = scenario.lanes == "sum"
+        self._read = sumo.edge_halting if whole else sumo.lane_halting
+        self._ids = network.road_ids if whole else [lane for lanes in network.lane_ids for lane in lanes]
+        counts = [1 if whole else len(lanes) for lanes in network.lane_ids]
+        self._first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        self._seen: list[array[int]] = []
+
+    def forget(self) -> None:
+        self._seen = []
+
+    def look(self) -> None:
+        self._seen.append(array("i", map(self._read, self._ids)))
+
+    def now(self) -> Array:
+        return np.maximum.reduceat(np.array(self._seen[-1]), self._first).astype(np.float32)
+
+    def peak(self) -> Array:
+        return np.maximum.reduceat(np.max(self._seen, axis=0), self._first).astype(np.float32)
+
+
+class _Delayed:
+    """`n (1 - v / limit)`: the vehicles that would have to stand for the road's mean speed to be what it is.
 
     The mesoscopic model has no lanes and hardly a vehicle that stands; of its observables this one ranks candidates most
     nearly as microscopic queues do. Divided by the lanes where a queue is that of the longest lane.
     """
-    network = scenario.network
-    roads, number, speed = network.road_ids, sumo.edge_number, sumo.edge_speed
-    share = 1.0 / network.lanes if scenario.lanes == "max" else np.ones(len(roads))
-    slow = (-share / network.speed).astype(np.float32)
-    share = share.astype(np.float32)
 
-    def read() -> Array:
-        n = np.fromiter(map(number, roads), np.float32, len(roads))
-        v = np.fromiter(map(speed, roads), np.float32, len(roads))
-        return np.maximum(n * (share + slow * v), 0.0)
+    def __init__(self, scenario: Scenario) -> None:
+        network = scenario.network
+        self._roads = network.road_ids
+        share = 1.0 / network.lanes if scenario.lanes == "max" else np.ones(len(self._roads))
+        self._slow = (-share / network.speed).astype(np.float32)
+        self._share = share.astype(np.float32)
+        self.forget()
 
-    return read
+    def forget(self) -> None:
+        self._now = self._peak = np.zeros(len(self._roads), np.float32)
+
+    def look(self) -> None:
+        n = np.fromiter(map(sumo.edge_number, self._roads), np.float32, len(self._roads))
+        v = np.fromiter(map(sumo.edge_speed, self._roads), np.float32, len(self._roads))
+        self._now = np.maximum(n * (self._share + self._slow * v), 0.0)
+        self._peak = np.maximum(self._peak, self._now)
+
+    def now(self) -> Array:
+        return self._now
+
+    def peak(self) -> Array:
+        return self._peak
 
 
 def _fresh_directory() -> Path:
