@@ -49,8 +49,10 @@ def main() -> int:
     results: list[Result] = []
     for name in given.only or GROUPS:
         began = time.monotonic()
-        results += GROUPS[name](given.quick)
-        console.print(f"{name}: {time.monotonic() - began:.0f} s", style="dim")
+        rows = GROUPS[name](given.quick)
+        results += rows
+        values = ", ".join(f"{row.value:.3g}" for row in rows)
+        console.print(f"{name}: {values} ({time.monotonic() - began:.0f} s)", style="dim")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps([result.row() for result in results], indent=1) + "\n")
     console.print(_table(results))

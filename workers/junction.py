@@ -3,7 +3,7 @@
 Q is learnt offline at the vehicle's departure; what changes live is the state of the next roads: the queue part of the
 reward is taken from the current queues, `Q(s, a) = r(s, a; queues now) + gamma V(s')`.
 
-Only roads with a choice are watched, every other second (every second where they are short). Their vehicle tuples are
+Only roads with a choice are watched, every third second (every second where they are short). Their vehicle tuples are
 compared with the last ones (in C); those who entered are decided in one call for all, and SUMO is told only where the choice
 differs from the plan.
 """
@@ -23,7 +23,7 @@ from ..scenarios.demand import Routes
 from ..scenarios.scenario import Scenario
 from . import libsumo_binding as sumo
 
-PERIOD = 2  # seconds between looks at a road, unless it can be crossed in less than two such periods
+PERIOD = 3  # seconds between looks at a road, unless it can be crossed in less than two such periods
 
 
 class JunctionControl:
