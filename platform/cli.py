@@ -186,6 +186,10 @@ def main() -> None:
         code = INTERRUPTED
     except TyperException as error:  # a mistyped option or command
         code = _usage(error)
+    except SystemError as error:  # what compiled code makes of a Ctrl-C that it meets
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        code = INTERRUPTED
     if code == INTERRUPTED:
         errors.print("interrupted; nothing finished is lost: the same command goes on from here", markup=False)
     sys.exit(code if isinstance(code, int) else 0)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from throng.platform import cli
 from throng.platform.cli import app
 from throng.platform.config import load_config
 from throng.platform.experiment import Solution, run
@@ -243,6 +244,24 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "the same command goes on" in said
     assert "Traceback" not in said
+
+
+def test_ctrl_c_inside_compiled_code_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba's dispatcher wraps a KeyboardInterrupt that reaches it in a SystemError; any other one is a defect."""
+
+    def interrupted(**_: object) -> None:
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    def defective(**_: object) -> None:
+        raise SystemError("returned a result with an exception set") from ValueError()
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.INTERRUPTED
+    monkeypatch.setattr(cli, "app", defective)
+    with pytest.raises(SystemError):
+        cli.main()
 
 
 def test_progress_is_plain_lines_when_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
