@@ -1,7 +1,7 @@
 """One SUMO simulation, in process: routes in, queues per road and minute out.
 
 libsumo holds one simulation per process and a second start silently destroys the first, so a rollout claims the process
-while it runs and refuses to share it. Queues are read by plain getters every second and reduced to the minute's maxima on
+while it runs and refuses to share it. Queues are read by getters every second and reduced to the minute's maxima on
 the spot; what leaves is columnar.
 """
 
@@ -12,7 +12,6 @@ import shutil
 import tempfile
 import time
 import weakref
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,20 +209,20 @@ class _Halting:
     def __init__(self, scenario: Scenario) -> None:
         network = scenario.network
         whole = scenario.lanes == "sum"
-        self._read = sumo.edge_halting if whole else sumo.lane_halting
-        self._ids = network.road_ids if whole else [lane for lanes in network.lane_ids for lane in lanes]
+        ids = network.road_ids if whole else [lane for lanes in network.lane_ids for lane in lanes]
+        self._halting = sumo.HaltingNumbers("edge" if whole else "lane", ids)
         counts = [1 if whole else len(lanes) for lanes in network.lane_ids]
         self._first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        self._seen: list[array[int]] = []
+        self._seen: list[NDArray[np.int32]] = []
 
     def forget(self) -> None:
         self._seen = []
 
     def look(self) -> None:
-        self._seen.append(array("i", map(self._read, self._ids)))
+        self._seen.append(self._halting.now() if self._seen else self._halting.checked())
 
     def now(self) -> Array:
-        return np.maximum.reduceat(np.array(self._seen[-1]), self._first).astype(np.float32)
+        return np.maximum.reduceat(self._seen[-1], self._first).astype(np.float32)
 
     def peak(self) -> Array:
         return np.maximum.reduceat(np.max(self._seen, axis=0), self._first).astype(np.float32)

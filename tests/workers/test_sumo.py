@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 from xml.sax.saxutils import quoteattr
 
 import libsumo
@@ -406,3 +407,43 @@ def test_what_a_dead_worker_left_is_swept_up(town: Scenario) -> None:
                 if folder.exists():
                     (folder / "file").unlink()
                     folder.rmdir()
+
+
+@pytest.mark.parametrize("domain", ["lane", "edge"])
+def test_halting_numbers_read_at_once_are_those_asked_for_one_by_one(
+    simulator: SumoRollout, shortest: Routes, domain: Literal["lane", "edge"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = simulator.scenario.network
+    ids = network.road_ids if domain == "edge" else [lane for lanes in network.lane_ids for lane in lanes]
+    simulator.files.write_routes(shortest)
+    options = simulator.files.options(1, "micro", False, False)
+    halting = libsumo_binding.HaltingNumbers(domain, ids)
+    missing = libsumo_binding.HaltingNumbers(domain, [*ids, "nowhere"])
+    monkeypatch.setattr(libsumo_binding, "_library", None)
+    portable = libsumo_binding.HaltingNumbers(domain, ids)
+    with libsumo_binding.simulation(options, simulator.files.directory / "sumo.log"):
+        for _ in range(240):
+            libsumo_binding.step()
+            getter = getattr(libsumo, domain).getLastStepHaltingNumber
+            one_by_one = [getter(name) for name in ids]
+            np.testing.assert_array_equal(halting.now(), one_by_one)
+            np.testing.assert_array_equal(portable.now(), one_by_one)
+            np.testing.assert_array_equal(halting.checked(), one_by_one)
+        assert sum(one_by_one) > 10
+        with pytest.raises(libsumo.TraCIException, match="nowhere"):
+            missing.checked()
+
+
+def test_halting_numbers_come_from_the_library_itself() -> None:
+    """A SUMO without the symbol would do, but at three times the cost: whoever raises the pin should know."""
+    assert libsumo_binding.HaltingNumbers("lane", []).direct
+    assert libsumo_binding.HaltingNumbers("edge", []).direct
+
+
+def test_a_network_that_changed_since_it_was_read(town: Scenario, shortest: Routes) -> None:
+    """SUMO's library throws where it lacks a lane; uncaught, that would end the process."""
+    lanes = [list(lanes) for lanes in town.network.lane_ids]
+    lanes[3][0] = "gone_0"
+    changed = replace(town, network=replace(town.network, lane_ids=tuple(map(tuple, lanes))))
+    with SumoRollout(changed) as rollout, pytest.raises(RolloutError, match="gone_0"):
+        rollout.run(shortest, 1)
