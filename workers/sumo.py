@@ -1,7 +1,7 @@
 """One SUMO simulation, in process: routes in, queues per road and minute out.
 
 libsumo holds one simulation per process and a second start silently destroys the first, so a rollout claims the process
-while it runs and refuses to share it. Queues are read by getters every second and reduced to the minute's maxima on
+while it runs and refuses to share it. Queues are read every second and reduced to the minute's maxima on
 the spot; what leaves is columnar.
 """
 
@@ -24,6 +24,7 @@ from ..scenarios.demand import Routes
 from ..scenarios.macro import Macro, read_edge_data
 from ..scenarios.scenario import Scenario
 from . import libsumo_binding as sumo
+from .halting import halting_numbers
 from .junction import JunctionControl
 from .libsumo_binding import RolloutError
 from .sumo_files import Fidelity, SumoFiles
@@ -84,7 +85,6 @@ class SumoRollout:
         else:
             self._finalizer = lambda: None
         self.files = SumoFiles(scenario, directory)
-        self._queues: dict[Fidelity, _Queues] = {"micro": _Halting(scenario), "meso": _Delayed(scenario)}
 
     def close(self) -> None:
         """Removes the input files."""
@@ -155,7 +155,8 @@ class SumoRollout:
         control: JunctionControl | None,
     ) -> tuple[Array, tuple[int, int, int, int], int]:
         scenario = self.scenario
-        minutes, step, queues = scenario.minutes, sumo.step, self._queues[fidelity]
+        minutes, step = scenario.minutes, sumo.step
+        queues: _Queues = _Halting(scenario) if fidelity == "micro" else _Delayed(scenario)
         queue = np.full((scenario.network.road_count, minutes), np.nan, np.float32)
         steps = round(60.0 / scenario.step_length)
         period = READ_EVERY[fidelity] if control is None else 1.0
@@ -207,25 +208,23 @@ class _Halting:
     """Vehicles slower than 0.1 m/s: of each road's longest lane, or of all its lanes."""
 
     def __init__(self, scenario: Scenario) -> None:
-        network = scenario.network
-        whole = scenario.lanes == "sum"
-        ids = network.road_ids if whole else [lane for lanes in network.lane_ids for lane in lanes]
-        self._halting = sumo.HaltingNumbers("edge" if whole else "lane", ids)
-        counts = [1 if whole else len(lanes) for lanes in network.lane_ids]
-        self._first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        self._seen: list[NDArray[np.int32]] = []
+        lanes = scenario.network.lane_ids
+        self._count = halting_numbers([lane for road in lanes for lane in road])
+        self._first = np.concatenate([[0], np.cumsum([len(road) for road in lanes])[:-1]])
+        self._of_road = np.maximum if scenario.lanes == "max" else np.add
+        self.forget()
 
     def forget(self) -> None:
-        self._seen = []
+        self._seen: list[NDArray[np.int32]] = []
 
     def look(self) -> None:
-        self._seen.append(self._halting.now() if self._seen else self._halting.checked())
+        self._seen.append(self._count())
 
     def now(self) -> Array:
-        return np.maximum.reduceat(self._seen[-1], self._first).astype(np.float32)
+        return self._of_road.reduceat(self._seen[-1], self._first).astype(np.float32)
 
     def peak(self) -> Array:
-        return np.maximum.reduceat(np.max(self._seen, axis=0), self._first).astype(np.float32)
+        return self._of_road.reduceat(self._seen, self._first, axis=1).max(axis=0).astype(np.float32)
 
 
 class _Delayed:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 from xml.sax.saxutils import quoteattr
 
 import libsumo
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from throng.policies.navigation import fastest_routes
 from throng.scenarios.demand import Routes
 from throng.scenarios.scenario import Scenario
-from throng.workers import libsumo_binding
+from throng.workers import halting, libsumo_binding
 from throng.workers.sumo import GiveUp, Rollout, RolloutError, RolloutTimeout, SumoRollout
 
 SUMO = str(Path(sumo.SUMO_HOME) / "bin" / "sumo")
@@ -409,39 +408,31 @@ def test_what_a_dead_worker_left_is_swept_up(town: Scenario) -> None:
                     folder.rmdir()
 
 
-@pytest.mark.parametrize("domain", ["lane", "edge"])
-def test_halting_numbers_read_at_once_are_those_asked_for_one_by_one(
-    simulator: SumoRollout, shortest: Routes, domain: Literal["lane", "edge"], monkeypatch: pytest.MonkeyPatch
+def test_halting_vehicles_are_those_that_sumo_counts(
+    simulator: SumoRollout, shortest: Routes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = simulator.scenario.network
-    ids = network.road_ids if domain == "edge" else [lane for lanes in network.lane_ids for lane in lanes]
+    lanes = [lane for lanes in simulator.scenario.network.lane_ids for lane in lanes]
     simulator.files.write_routes(shortest)
     options = simulator.files.options(1, "micro", False, False)
-    halting = libsumo_binding.HaltingNumbers(domain, ids)
-    missing = libsumo_binding.HaltingNumbers(domain, [*ids, "nowhere"])
-    monkeypatch.setattr(libsumo_binding, "_library", None)
-    portable = libsumo_binding.HaltingNumbers(domain, ids)
     with libsumo_binding.simulation(options, simulator.files.directory / "sumo.log"):
+        assert not {libsumo_binding.address(symbol) for symbol in halting.SYMBOLS} & {None}, "the fast way is not there"
+        fast = halting.halting_numbers(lanes)
+        monkeypatch.setattr(libsumo_binding, "_library", None)
+        portable = halting.halting_numbers(lanes)
         for _ in range(240):
             libsumo_binding.step()
-            getter = getattr(libsumo, domain).getLastStepHaltingNumber
-            one_by_one = [getter(name) for name in ids]
-            np.testing.assert_array_equal(halting.now(), one_by_one)
-            np.testing.assert_array_equal(portable.now(), one_by_one)
-            np.testing.assert_array_equal(halting.checked(), one_by_one)
-        assert sum(one_by_one) > 10
-        with pytest.raises(libsumo.TraCIException, match="nowhere"):
-            missing.checked()
+            expected = [libsumo.lane.getLastStepHaltingNumber(lane) for lane in lanes]
+            np.testing.assert_array_equal(fast(), expected)
+            np.testing.assert_array_equal(portable(), expected)
+        assert sum(expected) > 10
 
 
-def test_halting_numbers_come_from_the_library_itself() -> None:
-    """A SUMO without the symbol would do, but at three times the cost: whoever raises the pin should know."""
-    assert libsumo_binding.HaltingNumbers("lane", []).direct
-    assert libsumo_binding.HaltingNumbers("edge", []).direct
-
-
-def test_a_network_that_changed_since_it_was_read(town: Scenario, shortest: Routes) -> None:
-    """SUMO's library throws where it lacks a lane; uncaught, that would end the process."""
+@pytest.mark.parametrize("portable", [False, True])
+def test_a_network_that_changed_since_it_was_read(
+    town: Scenario, shortest: Routes, portable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if portable:
+        monkeypatch.setattr(libsumo_binding, "_library", None)
     lanes = [list(lanes) for lanes in town.network.lane_ids]
     lanes[3][0] = "gone_0"
     changed = replace(town, network=replace(town.network, lane_ids=tuple(map(tuple, lanes))))
