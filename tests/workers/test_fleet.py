@@ -80,11 +80,12 @@ def _tries(marks: Path) -> Counter[str]:
     return Counter(path.name.partition(".")[0] for path in marks.iterdir())
 
 
-def _collect(results: Iterator[tuple[Any, Any]]) -> dict[Any, Any]:
-    """All results by key; no key twice."""
-    listed = list(results)
-    found = dict(listed)
-    assert len(found) == len(listed), "a call was answered twice"
+def _collect(results: Iterator[tuple[Any, Any]], found: dict[Any, Any] | None = None) -> dict[Any, Any]:
+    """All results by key, put into `found` as they come; no key twice."""
+    found = {} if found is None else found
+    for key, value in results:
+        assert key not in found, "a call was answered twice"
+        found[key] = value
     return found
 
 
@@ -195,13 +196,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     return clock
 
 
-def _when(marked: Path, then: Callable[[], None]) -> threading.Thread:
-    """Does something once a mark appears."""
+def _hang_is_seen(clock: _Clock, mark: Path, before: set[str], found: dict[Any, Any]) -> threading.Thread:
+    """Moves the clock past the deadline once the call that leaves `mark` hangs.
+
+    Not before the fleet has settled the calls `before` it: each of those sets the hanging call's clock anew.
+    """
 
     def wait() -> None:
-        while not marked.exists():
+        while not (mark.exists() and before <= found.keys()):
             time.sleep(0.02)
-        then()
+        clock.now += 5.0
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
@@ -211,8 +215,9 @@ def _when(marked: Path, then: Callable[[], None]) -> threading.Thread:
 def test_a_hanging_call_is_killed_and_tried_again(make_fleet: Callable[..., Fleet], marks: Path, clock: _Clock) -> None:
     """Past the deadline its actor goes; the calls queued behind it are answered by the fresh one."""
     fleet = make_fleet(1, deadline=1.0)
-    thread = _when(marks / "k2.0", lambda: setattr(clock, "now", clock.now + 5.0))
-    assert _collect(fleet.run("work", _calls({"k2": ("hang", 1)}, 6))) == _squares(6)
+    found: dict[str, int] = {}
+    thread = _hang_is_seen(clock, marks / "k2.0", {"k0", "k1"}, found)
+    assert _collect(fleet.run("work", _calls({"k2": ("hang", 1)}, 6)), found) == _squares(6)
     thread.join()
     assert fleet.restarts == 1
     assert _tries(marks)["k2"] == 2
@@ -220,8 +225,9 @@ def test_a_hanging_call_is_killed_and_tried_again(make_fleet: Callable[..., Flee
 
 def test_a_call_that_always_hangs_is_reported(make_fleet: Callable[..., Fleet], marks: Path, clock: _Clock) -> None:
     fleet = make_fleet(1, deadline=1.0)
-    threads = [_when(marks / f"k1.{n}", lambda: setattr(clock, "now", clock.now + 5.0)) for n in (0, 1)]
-    found = _collect(fleet.run("work", _calls({"k1": ("hang", 99)}, 4)))
+    found: dict[str, Any] = {}
+    threads = [_hang_is_seen(clock, marks / f"k1.{n}", {"k0"}, found) for n in (0, 1)]
+    _collect(fleet.run("work", _calls({"k1": ("hang", 99)}, 4)), found)
     for thread in threads:
         thread.join()
     failure = found.pop("k1")
