@@ -1,16 +1,22 @@
 """Measuring on a machine that is not quiet: everything is a ratio of things measured in turns in one run.
 
 Costs are taken in turns (A B A B …), and a ratio is the median of the rounds' ratios, so that neither a slow
-minute nor a single disturbance decides. What one process does is judged by its CPU time, which others cannot
-lengthen much; what several processes do together has to be judged by the clock, and needs a quiet machine.
+minute nor a single disturbance decides. What one process does is judged by its CPU time; what several processes
+do together has to be judged by the clock, and needs a quiet machine.
+
+CPU time is not safe from other tenants either: they take caches and memory bandwidth, for seconds at a time, and
+turns then differ by half. Where one rollout is compared with one plain sumo, both therefore run at the same time
+on the same processor, which deals out its milliseconds: every pair sees one and the same machine.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -67,12 +73,18 @@ def plain_sumo(options: Sequence[str]) -> Cost:
         RuntimeError: it failed; the message carries the options.
     """
     began = time.perf_counter()
-    process = subprocess.Popen([str(SUMO), *options], stdout=subprocess.DEVNULL)
+    process = _start(options)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"sumo ended with {process.returncode}: {' '.join(options)}")
     return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime)
+
+
+def _start(options: Sequence[str]) -> subprocess.Popen[bytes]:
+    """The plain binary as anybody starts it, without what is set for our workers."""
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    return subprocess.Popen([str(SUMO), *options], stdout=subprocess.DEVNULL, env=environment)
 
 
 def family_cpu() -> float:
@@ -106,6 +118,41 @@ def in_turns(rounds: int, calls: Mapping[str, Callable[[], Cost]]) -> dict[str, 
     return costs
 
 
+def side_by_side(rounds: int, call: Callable[[], object], options: Sequence[str]) -> tuple[list[Cost], list[Cost]]:
+    """A call in this process and the plain sumo binary at the same time on one processor, pair after pair.
+
+    Returns both costs, of which only the CPU time says anything. What outlasts the binary is kept company by
+    another one, so that neither ever has the processor to itself.
+    """
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    ours, theirs = [], []
+    try:
+        for _ in range(rounds + 1):
+            done = threading.Event()
+            with ThreadPoolExecutor(1) as thread:
+                beside = thread.submit(_company, options, done)
+                try:
+                    ours.append(here(call))
+                finally:
+                    done.set()
+                theirs.append(beside.result())
+    finally:
+        os.sched_setaffinity(0, allowed)
+    return ours[1:], theirs[1:]
+
+
+def _company(options: Sequence[str], done: threading.Event) -> Cost:
+    """The cost of the first of as many plain sumo as it takes until `done`."""
+    first = plain_sumo(options)
+    while not done.is_set():
+        with _start(options) as another:
+            while another.poll() is None and not done.wait(0.05):
+                pass
+            another.kill()
+    return first
+
+
 def ratio(ours: Sequence[Cost], theirs: Sequence[Cost], clock: Literal["cpu", "wall"] = "cpu") -> float:
     """Median over the rounds of ours / theirs."""
     return median(getattr(a, clock) / getattr(b, clock) for a, b in zip(ours, theirs, strict=True))
@@ -114,11 +161,13 @@ def ratio(ours: Sequence[Cost], theirs: Sequence[Cost], clock: Literal["cpu", "w
 def compared(ours: Sequence[Cost], theirs: Sequence[Cost]) -> str:
     """The other ways to look at a ratio, for `detail`."""
     best = min(c.cpu for c in ours) / min(c.cpu for c in theirs)
+    return f"{spread(ours, theirs)}; minimum over minimum {best:.3f}; wall {ratio(ours, theirs, 'wall'):.3f}"
+
+
+def spread(ours: Sequence[Cost], theirs: Sequence[Cost]) -> str:
+    """How far the rounds agree, for `detail`."""
     lowest, highest = (pick(a.cpu / b.cpu for a, b in zip(ours, theirs, strict=True)) for pick in (min, max))
-    return (
-        f"median of {len(ours)} paired CPU ratios ({lowest:.3f} to {highest:.3f}); "
-        f"minimum over minimum {best:.3f}; wall {ratio(ours, theirs, 'wall'):.3f}"
-    )
+    return f"median of {len(ours)} paired CPU ratios ({lowest:.3f} to {highest:.3f})"
 
 
 class Pressure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
-from measure import Result, compared, here, in_turns, plain_sumo, ratio
+from measure import Result, compared, here, in_turns, plain_sumo, ratio, side_by_side, spread
 from throng.scenarios.demand import Routes
 from throng.workers import libsumo_binding
 from throng.workers.junction import JunctionControl
@@ -29,16 +29,8 @@ def pretrip(quick: bool) -> list[Result]:
     """A whole `SumoRollout.run` in a warm process against the whole process of the plain binary."""
     home = town(1557)
     arguments = options(home, home.routes, "pretrip")
-    costs = in_turns(
-        2 if quick else 11,
-        {
-            "plain": lambda: plain_sumo(arguments),
-            "ours": lambda: here(lambda: home.rollout.run(home.routes, SEED)),
-        },
-    )
-    value = ratio(costs["ours"], costs["plain"])
-    detail = compared(costs["ours"], costs["plain"])
-    return [Result("pretrip rollout / plain sumo", value, 1.15, "lower", detail)]
+    ours, plain = side_by_side(2 if quick else 11, lambda: home.rollout.run(home.routes, SEED), arguments)
+    return [Result("pretrip rollout / plain sumo", ratio(ours, plain), 1.15, "lower", spread(ours, plain))]
 
 
 def junction(quick: bool) -> list[Result]:
@@ -53,23 +45,14 @@ def junction(quick: bool) -> list[Result]:
         home.rollout.run(home.routes, SEED, control=control)
         decisions.append(len(control.decisions))
 
-    planned = options(home, home.routes, "planned")
-    driven = options(home, _driven(home), "driven")
-    costs = in_turns(
-        2 if quick else 9,
-        {
-            "driven": lambda: plain_sumo(driven),
-            "ours": lambda: here(ours),
-            "planned": lambda: plain_sumo(planned),
-        },
-    )
-    value = ratio(costs["ours"], costs["driven"])
+    rounds = 2 if quick else 9
+    mine, driven = side_by_side(rounds, ours, options(home, _driven(home), "driven"))
+    again, planned = side_by_side(rounds, ours, options(home, home.routes, "planned"))
     detail = (
-        f"floor: the driven routes (SUMO's vehroute output), replayed; "
-        f"{compared(costs['ours'], costs['driven'])}; against the planned routes "
-        f"{ratio(costs['ours'], costs['planned']):.3f}; {decisions[-1]} decisions"
+        f"floor: the driven routes (SUMO's vehroute output), replayed; {spread(mine, driven)}; "
+        f"against the planned routes {ratio(again, planned):.3f}; {decisions[-1]} decisions"
     )
-    return [Result("junction rollout / plain sumo", value, 1.4, "lower", detail)]
+    return [Result("junction rollout / plain sumo", ratio(mine, driven), 1.4, "lower", detail)]
 
 
 def _driven(home: Town) -> tuple[str, ...]:

@@ -1,14 +1,16 @@
-"""Halting vehicles of every lane, counted on SUMO's own C++ objects.
+"""Queues of halting vehicles, counted on SUMO's own C++ objects.
 
 Every second of a microscopic simulation asks for hundreds of lanes. libsumo's getter looks each of them up by its name,
 which takes 5 % of the simulation's time, and Python as much again. Here lanes are looked up once per simulation; then one
-compiled loop asks each for its vehicles and each vehicle for its speed, by member functions that the library exports.
+compiled loop asks each for its vehicles and each vehicle for its speed, by member functions that the library exports. It
+asks no more vehicles than it has to: a lane with three vehicles on it does not lengthen a queue of three.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numba
@@ -28,27 +30,68 @@ SYMBOLS = (
 )
 
 
-def halting_numbers(lanes: Sequence[str]) -> Callable[[], NDArray[np.int32]]:
-    """A function that counts the vehicles slower than 0.1 m/s, `[lanes]`, in the simulation that is loaded now.
+class Halting:
+    """Vehicles slower than 0.1 m/s of each road's longest lane, or of all its lanes, in the simulation that is loaded now.
 
     It must not outlive that simulation. Where the library lacks a symbol (another build of SUMO), it uses the getter.
 
+    Args:
+        lanes: SUMO's ids of each road's lanes; no road without one.
+        longest: the longest lane's, not all lanes'.
+
     Raises:
-        RolloutError: the simulation has no such lane (without the symbols, the first count raises TraCIException).
+        RolloutError: the simulation has no such lane (without the symbols, `look` raises TraCIException).
     """
-    functions = [sumo.address(symbol) for symbol in SYMBOLS]
-    if None in functions:
-        return lambda: np.array(array("i", map(sumo.lane_halting, lanes)))
-    dictionary, vehicles, speed = functions
-    found = np.empty(len(lanes), np.intp)
-    strings, _text = _strings(lanes)
-    _find(dictionary, strings.ctypes.data, found)
-    if not found.all():
-        raise sumo.RolloutError(
-            f"SUMO's network has no lane {lanes[int(np.argmin(found != 0))]!r}: its file changed since it was read; "
-            "start again"
-        )
-    return lambda: _count(vehicles, speed, found)
+
+    def __init__(self, lanes: Sequence[Sequence[str]], longest: bool) -> None:
+        self._peak = np.zeros(len(lanes), np.int32)
+        names = [lane for road in lanes for lane in road]
+        size = np.array([len(road) for road in lanes])
+        together = np.ones(len(names), np.intp) if longest else size  # lanes whose vehicles are counted together
+        first = np.cumsum(together) - together
+        road = np.repeat(np.arange(len(lanes)), size)[first]
+        functions = [sumo.address(symbol) for symbol in SYMBOLS]
+        # Partial functions: a step leaves the caches to SUMO, and each frame of Python's would have to be fetched anew.
+        self._lengthen: Callable[[NDArray[np.int32]], None]
+        if None in functions:
+            self._lengthen = partial(_lengthen_portably, names, first, road)
+        else:
+            dictionary, vehicles, speed = functions
+            found = np.empty(len(names), np.intp)
+            strings, _text = _strings(names)
+            _find(dictionary, strings.ctypes.data, found)
+            if not found.all():
+                raise sumo.RolloutError(
+                    f"SUMO's network has no lane {names[int(np.argmin(found != 0))]!r}: its file changed since it was "
+                    "read; start again"
+                )
+            self._lengthen = partial(
+                _lengthen, vehicles, speed, found, np.column_stack((first, first + together, road))
+            )
+        self.look: Callable[[], None] = partial(self._lengthen, self._peak)
+        """Sees the queues of this moment."""
+
+    def forget(self) -> None:
+        """What was seen so far no longer counts."""
+        self._peak[:] = 0
+
+    def now(self) -> NDArray[np.float32]:
+        """[roads] the queues of this moment."""
+        queue = np.zeros_like(self._peak)
+        self._lengthen(queue)
+        return queue.astype(np.float32)
+
+    def peak(self) -> NDArray[np.float32]:
+        """[roads] the longest queues seen."""
+        return self._peak.astype(np.float32)
+
+
+def _lengthen_portably(
+    names: list[str], first: NDArray[np.intp], road: NDArray[np.intp], queue: NDArray[np.int32]
+) -> None:
+    """Raises `queue` `[roads]` to the queues of this moment, with libsumo's getter."""
+    counts = np.array(array("i", map(sumo.lane_halting, names)))
+    np.maximum.at(queue, road, np.add.reduceat(counts, first))
 
 
 def _strings(texts: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
@@ -99,13 +142,22 @@ def _find(dictionary, strings, found):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _count(vehicles, speed, lanes):  # type: ignore[no-untyped-def]
-    halting = np.zeros(lanes.size, np.int32)
-    for i in range(lanes.size):
-        vector = _pointer_of(vehicles, lanes[i])
-        at, end = _pointer_at(vector), _pointer_at(vector + 8)
-        while at < end:
-            if _double_of(speed, _pointer_at(at)) < HALTING:
-                halting[i] += 1
-            at += 8
-    return halting
+def _lengthen(vehicles, speed, lanes, groups, queue):  # type: ignore[no-untyped-def]
+    """The same; `groups` are the lanes counted together: first, end, road."""
+    for i in range(len(groups)):
+        first, end, road = groups[i, 0], groups[i, 1], groups[i, 2]
+        most = queue[road]
+        halting = unseen = 0
+        for lane in range(first, end):
+            vector = _pointer_of(vehicles, lanes[lane])
+            unseen += (_pointer_at(vector + 8) - _pointer_at(vector)) // 8
+        if unseen <= most:
+            continue
+        for lane in range(first, end):
+            vector = _pointer_of(vehicles, lanes[lane])
+            at, last = _pointer_at(vector), _pointer_at(vector + 8)
+            while at < last and halting + unseen > most:
+                halting += _double_of(speed, _pointer_at(at)) < HALTING
+                unseen -= 1
+                at += 8
+        queue[road] = max(most, halting)

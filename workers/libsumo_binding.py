@@ -40,8 +40,6 @@ lane_halting: Callable[[str], int] = _function("lane", "getLastStepHaltingNumber
 edge_number: Callable[[str], int] = _function("edge", "getLastStepVehicleNumber")
 edge_speed: Callable[[str], float] = _function("edge", "getLastStepMeanSpeed")
 edge_vehicles: Callable[[str], Sequence[str]] = _function("edge", "getLastStepVehicleIDs")
-teleports: Callable[[], int] = _function("simulation", "getStartingTeleportNumber")
-arrived: Callable[[], int] = _function("simulation", "getArrivedNumber")
 running: Callable[[], int] = _function("vehicle", "getIDCount")
 set_route: Callable[[str, Sequence[str]], None] = libsumo.vehicle.setRoute
 close: Callable[[], None] = libsumo.close  # completes SUMO's output files; the next simulation starts afresh
@@ -52,6 +50,14 @@ def address(symbol: str) -> int | None:
     """Where a C++ function of SUMO's library lies in memory, by its mangled name; None if it exports no such."""
     function = getattr(_library, symbol, None)
     return ctypes.cast(function, ctypes.c_void_p).value if function is not None else None
+
+
+def statistic(name: str) -> int:
+    """One of SUMO's counts since the simulation began: "vehicles.inserted", "teleports.total", …
+
+    Asked for once a minute, not once a step: by then caches hold SUMO, and a call from Python takes microseconds.
+    """
+    return int(libsumo.simulation.getParameter("", f"stats.{name}"))
 
 
 def waiting() -> int:

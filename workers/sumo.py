@@ -24,7 +24,7 @@ from ..scenarios.demand import Routes
 from ..scenarios.macro import Macro, read_edge_data
 from ..scenarios.scenario import Scenario
 from . import libsumo_binding as sumo
-from .halting import halting_numbers
+from .halting import Halting
 from .junction import JunctionControl
 from .libsumo_binding import RolloutError
 from .sumo_files import Fidelity, SumoFiles
@@ -156,41 +156,43 @@ class SumoRollout:
     ) -> tuple[Array, tuple[int, int, int, int], int]:
         scenario = self.scenario
         minutes, step = scenario.minutes, sumo.step
-        queues: _Queues = _Halting(scenario) if fidelity == "micro" else _Delayed(scenario)
+        queues: _Queues = _Delayed(scenario)
+        if fidelity == "micro":
+            queues = Halting(scenario.network.lane_ids, longest=scenario.lanes == "max")
         queue = np.full((scenario.network.road_count, minutes), np.nan, np.float32)
         steps = round(60.0 / scenario.step_length)
         period = READ_EVERY[fidelity] if control is None else 1.0
         per_read = max(1, round(period / scenario.step_length))
-        squared, teleports, arrived, done = 0.0, 0, 0, 0
+        reads = [index % per_read == 0 for index in range(1, steps + 1)]
+        squared, done = 0.0, 0
         if control is not None:
             control.start()
         for minute in range(minutes):
             queues.forget()
-            for index in range(1, steps + 1):
+            for read in reads:
                 step()
-                if index % per_read == 0:
+                if read:
                     queues.look()
                     if control is not None:
                         control.decide(queues.now)
-                teleports += sumo.teleports()
-                arrived += sumo.arrived()
             peak = queues.peak()
             queue[:, minute] = peak
             done = minute + 1
             if give_up is not None:
                 squared += float(np.nansum(np.square(peak - give_up.target[:, minute])))
-                if squared > give_up.squared or teleports > give_up.teleports:
+                if squared > give_up.squared or sumo.statistic("teleports.total") > give_up.teleports:
                     break
             if deadline is not None and time.perf_counter() - began > deadline:
                 raise RolloutTimeout(
                     f"minute {done} of {minutes} after {deadline:.0f} s of wall time: the traffic is likely gridlocked "
                     "(see `throng scenario check`), or the limit workers.deadline is too low"
                 )
-        return queue, (arrived, sumo.running(), sumo.waiting(), teleports), done
+        arrived = sumo.statistic("vehicles.inserted") - sumo.statistic("vehicles.running")
+        return queue, (arrived, sumo.running(), sumo.waiting(), sumo.statistic("teleports.total")), done
 
 
 class _Queues(Protocol):
-    """Reads queues as often as it is asked to look; arithmetic waits until somebody wants to know."""
+    """Reads queues as often as it is asked to look."""
 
     def forget(self) -> None:
         """What was seen so far no longer counts."""
@@ -198,33 +200,10 @@ class _Queues(Protocol):
     def look(self) -> None: ...
 
     def now(self) -> Array:
-        """[roads] the queues seen last."""
+        """[roads] the queues of this moment; after `look`."""
 
     def peak(self) -> Array:
         """[roads] the longest queues seen."""
-
-
-class _Halting:
-    """Vehicles slower than 0.1 m/s: of each road's longest lane, or of all its lanes."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        lanes = scenario.network.lane_ids
-        self._count = halting_numbers([lane for road in lanes for lane in road])
-        self._first = np.concatenate([[0], np.cumsum([len(road) for road in lanes])[:-1]])
-        self._of_road = np.maximum if scenario.lanes == "max" else np.add
-        self.forget()
-
-    def forget(self) -> None:
-        self._seen: list[NDArray[np.int32]] = []
-
-    def look(self) -> None:
-        self._seen.append(self._count())
-
-    def now(self) -> Array:
-        return self._of_road.reduceat(self._seen[-1], self._first).astype(np.float32)
-
-    def peak(self) -> Array:
-        return self._of_road.reduceat(self._seen, self._first, axis=1).max(axis=0).astype(np.float32)
 
 
 class _Delayed:

@@ -296,6 +296,23 @@ def test_a_hopeful_run_is_not_given_up(
     assert _same(simulator.run(shortest, 1, give_up=GiveUp(blind, 0.0, 10**6)), usual)
 
 
+def test_vehicles_are_counted_as_sumo_counts_them(town: Scenario, shortest: Routes, tmp_path: Path) -> None:
+    """Against the statistics that SUMO writes when it ends, in traffic that teleports."""
+    file = tmp_path / "statistics.xml"
+    told = ("--statistic-output", str(file), "--tripinfo-output", str(tmp_path / "trips.xml"))
+    scenario = replace(town, options=("--time-to-teleport", "20", *told))
+    with SumoRollout(scenario) as rollout:
+        result = rollout.run(shortest, 1)
+        libsumo_binding.close()
+    statistics = ET.parse(file).getroot()
+    vehicles, teleports = statistics.find("vehicles"), statistics.find("teleports")
+    assert vehicles is not None and teleports is not None
+    counts = [int(vehicles.attrib[name]) for name in ("inserted", "running", "waiting")]
+    assert [result.arrived + result.running, result.running, result.waiting] == counts
+    assert result.arrived == len(ET.parse(tmp_path / "trips.xml").getroot()) > 0
+    assert result.teleports == int(teleports.attrib["total"]) > 5
+
+
 def test_gridlock_is_given_up_by_its_teleports(town: Scenario, shortest: Routes) -> None:
     """With patience of 20 s at most every queue teleports: the run ends once there are more than allowed."""
     scenario = replace(town, options=("--time-to-teleport", "20"))
@@ -408,22 +425,33 @@ def test_what_a_dead_worker_left_is_swept_up(town: Scenario) -> None:
                     folder.rmdir()
 
 
+@pytest.mark.parametrize("longest", [True, False])
 def test_halting_vehicles_are_those_that_sumo_counts(
-    simulator: SumoRollout, shortest: Routes, monkeypatch: pytest.MonkeyPatch
+    simulator: SumoRollout, shortest: Routes, longest: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lanes = [lane for lanes in simulator.scenario.network.lane_ids for lane in lanes]
+    lanes = simulator.scenario.network.lane_ids
+    assert max(map(len, lanes)) > 1
     simulator.files.write_routes(shortest)
     options = simulator.files.options(1, "micro", False, False)
     with libsumo_binding.simulation(options, simulator.files.directory / "sumo.log"):
         assert not {libsumo_binding.address(symbol) for symbol in halting.SYMBOLS} & {None}, "the fast way is not there"
-        fast = halting.halting_numbers(lanes)
+        ways = [halting.Halting(lanes, longest)]
         monkeypatch.setattr(libsumo_binding, "_library", None)
-        portable = halting.halting_numbers(lanes)
-        for _ in range(240):
+        ways.append(halting.Halting(lanes, longest))
+        peak = np.zeros(len(lanes))
+        for second in range(240):
+            if second % 60 == 0:
+                peak[:] = 0
+                for queues in ways:
+                    queues.forget()
             libsumo_binding.step()
-            expected = [libsumo.lane.getLastStepHaltingNumber(lane) for lane in lanes]
-            np.testing.assert_array_equal(fast(), expected)
-            np.testing.assert_array_equal(portable(), expected)
+            counts = [[libsumo.lane.getLastStepHaltingNumber(lane) for lane in road] for road in lanes]
+            expected = [max(road) if longest else sum(road) for road in counts]
+            peak = np.maximum(peak, expected)
+            for queues in ways:
+                queues.look()
+                np.testing.assert_array_equal(queues.now(), expected)
+                np.testing.assert_array_equal(queues.peak(), peak)
         assert sum(expected) > 10
 
 
