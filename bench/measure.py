@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any, Literal
 
 import sumo
+from throng.workers.pool import ALLOCATOR
 
 SUMO = Path(sumo.SUMO_HOME) / "bin" / "sumo"
 
@@ -83,7 +84,7 @@ def plain_sumo(options: Sequence[str]) -> Cost:
 
 def _start(options: Sequence[str]) -> subprocess.Popen[bytes]:
     """The plain binary as anybody starts it, without what is set for our workers."""
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
     return subprocess.Popen([str(SUMO), *options], stdout=subprocess.DEVNULL, env=environment)
 
 

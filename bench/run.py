@@ -23,6 +23,7 @@ import search
 from measure import Result
 from rich.console import Console
 from rich.table import Table
+from throng.workers.pool import ALLOCATOR
 
 GROUPS: dict[str, Callable[[bool], list[Result]]] = {
     "pretrip": rollouts.pretrip,
@@ -39,9 +40,8 @@ GROUPS: dict[str, Callable[[bool], list[Result]]] = {
 
 
 def main() -> int:
-    memory = f"GLIBC_TUNABLES={os.environ['GLIBC_TUNABLES']}"  # set for the workers; read when a process starts
-    if memory.encode() not in Path("/proc/self/environ").read_bytes().split(b"\0"):
-        os.execv(sys.executable, sys.orig_argv)
+    if not os.environ.items() >= ALLOCATOR.items():  # read when a process starts: start again, as a worker does
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **ALLOCATOR})
     parser = argparse.ArgumentParser(description="Throng's benchmarks: ratios, measured in turns.")
     names = ", ".join(GROUPS)
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=f"some of: {names}")

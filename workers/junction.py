@@ -3,16 +3,13 @@
 Q is learnt offline at the vehicle's departure; what changes live is the state of the next roads: the queue part of the
 reward is taken from the current queues, `Q(s, a) = r(s, a; queues now) + gamma V(s')`.
 
-Only roads with a choice are watched, every third second (every second where they are short). Their vehicle tuples are
-compared with the last ones (in C); those who entered are decided in one call for all, and SUMO is told only where the choice
-differs from the plan.
+Only roads with a choice are watched, every third second (every second where they are short). Those who entered are decided in
+one call for all, and SUMO is told only where the choice differs from the plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import compress
-from operator import ne
+from collections.abc import Callable
 
 import numba
 import numpy as np
@@ -22,6 +19,8 @@ from ..policies.policy import JunctionPolicy
 from ..scenarios.demand import Routes
 from ..scenarios.scenario import Scenario
 from . import libsumo_binding as sumo
+from .entering import entering
+from .sumo_files import Fidelity
 
 PERIOD = 3  # seconds between looks at a road, unless it can be crossed in less than two such periods
 
@@ -38,18 +37,17 @@ class JunctionControl:
         watched = np.flatnonzero(network.choice_roads())
         short = (network.length / network.speed)[watched] < 2 * PERIOD
         self._short = int(short.sum())
-        self._watched = watched[np.argsort(~short, kind="stable")].tolist()  # the short ones first
-        self._watched_ids = [network.road_ids[road] for road in self._watched]
+        self._watched = watched[np.argsort(~short, kind="stable")].astype(np.int32)  # the short ones first
         lengths = np.diff(routes.offsets)
         driven = np.arange(lengths.max(initial=1)) < lengths[:, None]
         self._routes = np.full(driven.shape, -1, np.int32)  # [vehicles, longest] roads of each route, then -1
         self._routes[driven] = routes.roads
 
-    def start(self) -> None:
-        """Forgets the last run."""
+    def start(self, fidelity: Fidelity) -> None:
+        """Forgets the last run, for the simulation that is loaded now."""
         self._plan: NDArray[np.int32] = self._routes.copy()
         self._at = np.zeros(len(self._plan), np.int32)  # column of the plan at which a vehicle was last seen
-        self._seen: list[Sequence[str]] = [()] * len(self._watched)
+        self._entering = entering([self._roads[road] for road in self._watched], self._vehicle, fidelity)
         self._log: list[tuple[int, NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]] = []
         self._second = 0
 
@@ -57,23 +55,14 @@ class JunctionControl:
         """Decides for everybody who was first seen on a watched road this second; `queue()` is that of now, `[roads]`."""
         self._second += 1
         count = self._short if self._second % PERIOD else len(self._watched)
-        now = list(map(sumo.edge_vehicles, self._watched_ids[:count]))
-        before = self._seen[:count]
-        vehicles: list[int] = []
-        roads: list[int] = []
-        for i in compress(range(count), map(ne, now, before)):
-            if entered := set(now[i]).difference(before[i]):
-                # Sorted, as the order of a set depends on the hash seed.
-                rows = sorted([self._vehicle[name] for name in entered if name in self._vehicle])
-                vehicles += rows
-                roads += [self._watched[i]] * len(rows)
-        self._seen[:count] = now
-        if not vehicles:
+        entered = self._entering.look(count)
+        if entered is None:
             return
-        rows_array, roads_array = np.asarray(vehicles, np.int32), np.asarray(roads, np.int32)
-        chosen = self._policy.routes(rows_array, roads_array, queue())
+        vehicles, rows = entered
+        roads = self._watched[rows]
+        chosen = self._policy.routes(vehicles, roads, queue())
         flat, offsets = chosen.roads, chosen.offsets
-        changed, next_road = _compare(self._plan, self._at, rows_array, roads_array, flat, offsets)
+        changed, next_road = _compare(self._plan, self._at, vehicles, roads, flat, offsets)
         for i in np.flatnonzero(changed).tolist():
             way = flat[offsets[i] : offsets[i + 1]]
             try:
@@ -82,7 +71,7 @@ class JunctionControl:
                 next_road[i] = -1  # already on the junction: it keeps its plan
             else:
                 self._replace_plan(vehicles[i], way)
-        self._log.append((self._second, rows_array, roads_array, next_road))
+        self._log.append((self._second, vehicles, roads, next_road))
 
     def _replace_plan(self, vehicle: int, way: NDArray[np.int32]) -> None:
         missing = way.size - self._plan.shape[1]

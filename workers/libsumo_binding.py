@@ -39,6 +39,7 @@ step: Callable[[], object] = _function("simulation", "step")
 lane_halting: Callable[[str], int] = _function("lane", "getLastStepHaltingNumber")
 edge_number: Callable[[str], int] = _function("edge", "getLastStepVehicleNumber")
 edge_speed: Callable[[str], float] = _function("edge", "getLastStepMeanSpeed")
+lane_number: Callable[[str], int] = _function("edge", "getLaneNumber")
 edge_vehicles: Callable[[str], Sequence[str]] = _function("edge", "getLastStepVehicleIDs")
 running: Callable[[], int] = _function("vehicle", "getIDCount")
 set_route: Callable[[str, Sequence[str]], None] = libsumo.vehicle.setRoute

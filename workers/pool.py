@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -28,6 +29,10 @@ from .sumo_files import Fidelity
 
 Array = NDArray[np.float32]
 Replan = Literal["pretrip", "junction"]
+_JEMALLOC = Path(ray.__file__).parent / "core" / "libjemalloc.so"
+# Environment of a rollout actor. SUMO allocates all the time and all over its heap: with the allocator that Ray brings, in
+# pages of 2 MiB, its steps take a tenth less than with the C library's. Empty where Ray brings none.
+ALLOCATOR = {"LD_PRELOAD": str(_JEMALLOC), "MALLOC_CONF": "thp:always,metadata_thp:auto"} if _JEMALLOC.exists() else {}
 FLOWS_AT_ONCE = 8  # candidates screened in one call: alone, one would be mostly messages
 
 
@@ -159,7 +164,7 @@ class RayPool:
         learner_class = ray.remote(_LearnerActor)
 
         def rollout() -> Any:
-            options = rollout_class.options(num_cpus=1, max_task_retries=0)
+            options = rollout_class.options(num_cpus=1, max_task_retries=0, runtime_env={"env_vars": ALLOCATOR})
             return options.remote(shared, replan, deadline)
 
         def learner() -> Any:

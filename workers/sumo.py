@@ -166,7 +166,7 @@ class SumoRollout:
         reads = [index % per_read == 0 for index in range(1, steps + 1)]
         squared, done = 0.0, 0
         if control is not None:
-            control.start()
+            control.start(fidelity)
         for minute in range(minutes):
             queues.forget()
             for read in reads:

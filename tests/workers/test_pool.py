@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from throng.scenarios.demand import Routes
 from throng.scenarios.scenario import Scenario
 from throng.workers.fleet import Failure
 from throng.workers.learner import Learner
-from throng.workers.pool import Job, LocalPool, RayPool
+from throng.workers.pool import ALLOCATOR, Job, LocalPool, RayPool
 from throng.workers.reward import RewardClient
 from throng.workers.sumo import GiveUp, Rollout, SumoRollout
 
@@ -129,6 +130,14 @@ def test_ray_gives_what_one_process_gives(
         np.testing.assert_array_equal(np.stack(flows), np.stack(by_hand))
     local.close()
     assert ray_pool.flows([]) == []
+
+
+def test_rollouts_have_the_allocator_and_nobody_else(ray_pool: RayPool) -> None:
+    """An `LD_PRELOAD` that does not reach a process is lost in silence."""
+    rollout = ray.get(ray_pool.rollouts._members[0].actor.process.remote())
+    assert ALLOCATOR, "Ray no longer brings its allocator"
+    assert ALLOCATOR["LD_PRELOAD"] in Path(f"/proc/{rollout}/maps").read_text()
+    assert ALLOCATOR["LD_PRELOAD"] not in Path("/proc/self/maps").read_text()
 
 
 def test_a_killed_worker_changes_nothing(ray_pool: RayPool, jobs: list[Job], expected: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from throng.policies.navigation import fastest_routes
 from throng.scenarios.demand import Routes
 from throng.scenarios.scenario import Scenario
-from throng.workers import halting, libsumo_binding
+from throng.workers import halting, libsumo_binding, native
 from throng.workers.sumo import GiveUp, Rollout, RolloutError, RolloutTimeout, SumoRollout
 
 SUMO = str(Path(sumo.SUMO_HOME) / "bin" / "sumo")
@@ -341,7 +341,7 @@ def test_a_second_simulation_in_the_process_is_refused(
 
         refused = 0
 
-        def start(self) -> None:
+        def start(self, fidelity: str) -> None:
             with pytest.raises(RolloutError, match="already"):
                 simulator.run(shortest, 2)
             Intruder.refused += 1
@@ -434,7 +434,7 @@ def test_halting_vehicles_are_those_that_sumo_counts(
     simulator.files.write_routes(shortest)
     options = simulator.files.options(1, "micro", False, False)
     with libsumo_binding.simulation(options, simulator.files.directory / "sumo.log"):
-        assert not {libsumo_binding.address(symbol) for symbol in halting.SYMBOLS} & {None}, "the fast way is not there"
+        assert native.functions(native.VEHICLES, native.SPEED), "the fast way is not there"
         ways = [halting.Halting(lanes, longest)]
         monkeypatch.setattr(libsumo_binding, "_library", None)
         ways.append(halting.Halting(lanes, longest))
