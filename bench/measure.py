@@ -1,4 +1,4 @@
-"""Measuring on a machine that is not quiet: everything is a ratio of things measured in turns in one run.
+"""Measuring on a machine that is not quiet: everything is a ratio of things measured in one run.
 
 Costs are taken in turns (A B A B …), and a ratio is the median of the rounds' ratios, so that neither a slow
 minute nor a single disturbance decides. What one process does is judged by its CPU time; what several processes

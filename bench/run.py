@@ -42,7 +42,7 @@ GROUPS: dict[str, Callable[[bool], list[Result]]] = {
 def main() -> int:
     if not os.environ.items() >= ALLOCATOR.items():  # read when a process starts: start again, as a worker does
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **ALLOCATOR})
-    parser = argparse.ArgumentParser(description="Throng's benchmarks: ratios, measured in turns.")
+    parser = argparse.ArgumentParser(description="Throng's benchmarks: ratios, all taken in one run.")
     names = ", ".join(GROUPS)
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=f"some of: {names}")
     parser.add_argument("--quick", action="store_true", help="fewest repeats: do the benchmarks run?")

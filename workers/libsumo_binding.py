@@ -56,7 +56,7 @@ def address(symbol: str) -> int | None:
 def statistic(name: str) -> int:
     """One of SUMO's counts since the simulation began: "vehicles.inserted", "teleports.total", …
 
-    Asked for once a minute, not once a step: by then caches hold SUMO, and a call from Python takes microseconds.
+    Ask once a minute, not once a step: a step leaves the caches to SUMO, and then any call from Python is dear.
     """
     return int(libsumo.simulation.getParameter("", f"stats.{name}"))
 
