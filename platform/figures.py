@@ -258,7 +258,7 @@ def _error(data: ReportData) -> Figure:
     median, spread_of_best = history.get("median"), history.get("best_sd")
     if median is not None:
         axes.plot(x, median, color=SECOND, linewidth=1.5, marker=mark, markersize=3)
-        ends.append((f"population median {median[-1]:#.3g}", float(median[-1]), SECOND))
+        ends.append((f"median estimate {median[-1]:#.3g}", float(median[-1]), SECOND))
     if spread_of_best is not None:
         axes.fill_between(x, best - spread_of_best, best + spread_of_best, color=MODEL, alpha=0.2, linewidth=0)
     axes.plot(x, best, color=MODEL, linewidth=2.2, marker=mark, markersize=3.5)
