@@ -49,7 +49,7 @@ studies: venv  ## the tables of docs/results/: whole searches, two hours or more
 	$(BIN)/python bench/study.py examples/bologna.yaml --seeds 0 1 --set search.budget=64 $(ARGS)
 	$(BIN)/python bench/study.py examples/pasubio.yaml --seeds 0 1 --set search.budget=64 $(ARGS)
 	$(BIN)/python bench/study.py examples/acosta.yaml --seeds 0 --set search.budget=64 $(ARGS)
-	$(BIN)/python bench/study.py examples/cologne8.yaml --truths 0 1 --seeds 0 1 --set search.budget=64 $(ARGS)
+	$(BIN)/python bench/study.py examples/cologne8.yaml --truths 0 1 2 --seeds 0 1 --set search.budget=64 $(ARGS)
 	$(BIN)/python bench/study.py examples/hangzhou.yaml --truths 0 1 --seeds 0 $(ARGS)
 
 lint: venv  ## ruff (rules and formatting) and mypy
