@@ -18,8 +18,8 @@ from ..scenarios.network import load_network
 from ..scenarios.observed import Kind, Observed, load_observed
 from ..scenarios.scenario import Scenario
 from ..scenarios.town import write_town
-from ..scenarios.truths import iid_rewards, structured_weights
-from .config import Config
+from ..scenarios.truths import iid_rewards, shared_taste, structured_weights
+from .config import Config, NavigationConfig
 from .seeds import child_rng
 
 TRUTH_GROUPS = 6  # origin-destination groups of a hidden truth; the learner's own grouping differs
@@ -80,15 +80,19 @@ def load_case(config: Config, directory: Path) -> Case:
         observe_speed=kind != "queue",
         lanes=given.lanes,
     )
-    latent, way = config.latent, config.navigation
+    latent = config.latent
     problem = Problem(
         scenario,
         fit_scaler(loaded.network),
         LatentSettings(latent.kind, latent.groups, latent.connection_taste, latent.tokens),
-        Navigation(way.router, way.heuristic, way.lambda_metres, way.discount),
+        _navigation(config.navigation),
     )
     _require_choice(problem)
     return Case(config, problem, observed, loaded.published)
+
+
+def _navigation(given: NavigationConfig) -> Navigation:
+    return Navigation(given.router, given.heuristic, given.lambda_metres, given.discount)
 
 
 def _require_choice(problem: Problem) -> None:
@@ -122,7 +126,9 @@ class Truth:
         self._seed = case.config.target.truth_seed
         self._phi = static_features(network, problem.scaler)
         self._groups = od_groups(network, case.scenario.demand, TRUTH_GROUPS, seed=self._seed + 1)
-        self._navigator = Navigator(network, case.scenario.demand, case.scenario.begin, problem.navigation)
+        way = case.config.target.navigation
+        navigation = problem.navigation if way is None else _navigation(way)
+        self._navigator = Navigator(network, case.scenario.demand, case.scenario.begin, navigation)
         self._navigator.calibrate(HierarchicalPreferences(network, self._phi, self._groups))
 
     def rewards(self, individuals: int = 0) -> Rewards:
@@ -132,7 +138,10 @@ class Truth:
             table = iid_rewards(len(demand), network.connection_count, self._seed + 7919 * individuals)
             return Rewards(table, np.zeros(len(demand), np.float32))
         weights = structured_weights(self._groups, len(FEATURES), self._seed, individuals)
-        return rewards_of_weights(weights, self._phi)
+        rewards = rewards_of_weights(weights, self._phi)
+        if self._case.config.target.truth == "taste":
+            rewards.static[:] += shared_taste(network.connection_count, self._seed)
+        return rewards
 
     def routes(self, queue: NDArray[np.float32], individuals: int = 0) -> Routes:
         """What they drive when they expect the traffic state `queue [roads, minutes]`."""

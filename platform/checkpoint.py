@@ -12,7 +12,7 @@ from .evolution import Correction, Individual
 from .search import ORDER, Search, SearchState
 
 SCALARS = ("id", "generation", "operator", "parent", "error", "samples", "seeds", "estimate")
-ARRAYS = ("z", "tau", "traffic", "flows")
+ARRAYS = ("z", "tau", "code", "traffic", "flows")
 
 
 def save_search(search: Search) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -40,8 +40,7 @@ def save_search(search: Search) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     if search.archive:
         for i, name in enumerate(("flows", "quantity", "rung")):
             tensors[f"archive.{name}"] = _tensor(np.stack([np.asarray(row[i]) for row in search.archive]))
-    if search.reward.tensors is not None:
-        tensors |= {f"reward.{key}": value for key, value in search.reward.tensors.items()}
+    tensors |= search.tensors()
     facts = {
         "next_generation": state.generation,
         "next_id": state.next_id,
@@ -92,9 +91,7 @@ def load_search(search: Search, tensors: dict[str, torch.Tensor], facts: dict[st
         history=facts["history"],
         simulations=facts["simulations"],
     )
-    reward = {key.removeprefix("reward."): value for key, value in tensors.items() if key.startswith("reward.")}
-    if reward:
-        search.reward.load(reward)
+    search.load(tensors)
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:

@@ -76,6 +76,18 @@ class ScenarioConfig(Settings):
         return self
 
 
+class NavigationConfig(Settings):
+    """How rewards become routes (MASDiff, Eq. 12)."""
+
+    router: Literal["regret", "astar_q", "consistent"] = Field(
+        "regret", description="Dijkstra on length and regret of Q, A* + Q (the paper), or Dijkstra on rewards"
+    )
+    heuristic: Literal["q", "advantage"] = Field("q", description="astar_q: bias of A*: Q, or Q - V")
+    lambda_metres: float = Field(400.0, ge=0, description="metres of detour worth one s.d. of Q")
+    discount: float = Field(0.8, ge=0, lt=1, description="gamma of the offline learner")
+    replan: Literal["pretrip", "junction"] = Field("pretrip", description="routes fixed at departure, or decided live")
+
+
 class TargetConfig(Settings):
     """The observed macro series, or how to make one."""
 
@@ -83,12 +95,15 @@ class TargetConfig(Settings):
         None, description="CSV or Parquet: road, minute, and queue, speed or count (or minute, lcc)"
     )
     kind: Literal["queue", "lcc"] = Field("queue", description="what a synthetic target consists of")
-    truth: Literal["structured", "iid", "published"] = Field(
+    truth: Literal["structured", "taste", "iid", "published"] = Field(
         "structured",
-        description="without `observed`: hidden preferences (population, group and individual effects), an i.i.d. reward "
-        "table, or the routes the demand files publish",
+        description="without `observed`: hidden preferences (population, group and individual effects), the same and a taste "
+        "for each connection that all share, an i.i.d. reward table, or the routes the demand files publish",
     )
     truth_seed: int = Field(0, ge=0, description="which hidden truth, and the seed of the observed simulation")
+    navigation: NavigationConfig | None = Field(
+        None, description="how hidden drivers choose their routes; by default as `navigation`, which the learner uses"
+    )
     functional_speed: float | Literal["critical"] = Field(
         0.5, description="lcc: share of the reference speed above which a road counts as functional"
     )
@@ -107,25 +122,27 @@ class LatentConfig(Settings):
         "hier", description="shared effects, per-vehicle tokens, literal table"
     )
     groups: int = Field(8, ge=1, description="hier: origin-destination groups")
-    connection_taste: int = Field(0, ge=0, description="hier: shared tastes per connection")
+    connection_taste: int = Field(0, ge=0, description="hier: tastes for connections that all share, at most one each")
     tokens: int = Field(16, ge=1, description="token: numbers per vehicle")
-
-
-class NavigationConfig(Settings):
-    """How rewards become routes (MASDiff, Eq. 12)."""
-
-    router: Literal["regret", "astar_q", "consistent"] = Field(
-        "regret", description="Dijkstra on length and regret of Q, A* + Q (the paper), or Dijkstra on rewards"
-    )
-    heuristic: Literal["q", "advantage"] = Field("q", description="astar_q: bias of A*: Q, or Q - V")
-    lambda_metres: float = Field(400.0, ge=0, description="metres of detour worth one s.d. of Q")
-    discount: float = Field(0.8, ge=0, lt=1, description="gamma of the offline learner")
-    replan: Literal["pretrip", "junction"] = Field("pretrip", description="routes fixed at departure, or decided live")
 
 
 class SearchConfig(Settings):
     """Algorithm 2: population, selection, mutation, budget."""
 
+    proposals: Literal["evolution", "guided", "proxy", "random", "cma"] = Field(
+        "evolution",
+        description="where candidates come from: Algorithm 2; guided sampling without evolution (LDM_CFG), the same with a "
+        "proxy of the error (LDM_PCFG); the prior (random search); CMA-ES",
+    )
+    generator: Literal["diffusion", "gan"] = Field(
+        "diffusion", description="evolution: the model that proposes (gan: CGAN)"
+    )
+    learning: bool = Field(True, description="evolution: train that model; untrained, it draws from the prior")
+    mutation: bool = Field(True, description="evolution: lines 10-13; without, all candidates are drawn by line 6")
+    elitism: bool = Field(True, description="the best live on; without, they are remembered only")
+    reuse: bool = Field(
+        True, description="line 5 takes the traffic of line 12; without, it simulates the population again"
+    )
     population: int = Field(24, ge=2, description="M, individuals per half-generation")
     budget: float = Field(64.0, gt=0, description="stop after this many micro-equivalent simulations")
     generations: int = Field(100, ge=1, description="stop after this many generations")

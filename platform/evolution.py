@@ -81,6 +81,7 @@ class Individual:
     parent: int  # id; -1 for none
     z: Array
     tau: Array  # [roads, minutes] queue the policies are learnt at (the condition of the diffusion model)
+    code: Array | None = None  # what a mutation changes, if it is not z itself (the noise of a GAN)
     traffic: Array | None = None  # [roads, minutes] queue in its own last simulation
     flows: Array | None = None  # [roads, minutes] vehicles entering, without simulation
     quantity: dict[str, Array] = field(default_factory=dict)  # by rung: the observed quantity, mean over seeds

@@ -28,6 +28,7 @@ from .checkpoint import load_search, save_search
 from .config import Config
 from .evolution import Individual
 from .progress import Progress
+from .proposals import CmaEs, Prior, Source
 from .references import Reference
 from .search import Search
 from .seeds import child_seed
@@ -88,24 +89,13 @@ def _search(
 ) -> Solution:
     case, path = bench.case, store.directory / "solution.safetensors"
     config = case.config
-    trips = case.problem.trips() if len(model.shape) == 2 else None
-    given = config.diffusion
-    settings = DiffusionSettings(
-        steps=given.steps,
-        width=given.width,
-        learning_rate=given.learning_rate,
-        updates=given.updates,
-        batch=given.batch,
-        prior_share=given.prior_share,
-    )
-    remote = isinstance(bench.simulations.pool, RayPool)
-    reward = RewardClient(model.shape, trips, settings, bench.seed("diffusion"), remote)
+    reward = _reward_service(bench, model)
     try:
         floor = known[refs.SEED_FLOOR].mean if refs.SEED_FLOOR in known else math.nan
         vehicles = len(case.scenario.demand)
         search = Search(
             config.search, config.seed, bench.target, bench.reference, vehicles, model.shape, bench.simulations,
-            reward, progress, floor,
+            reward, progress, floor, _source(bench, model),
         )  # fmt: skip
         facts = store.manifest()
         if facts["generation"] >= 0:
@@ -132,13 +122,43 @@ def _search(
                 "generations": search.state.generation,
                 "best_id": row.id,
                 "best_samples": row.samples,
-                "restarts": bench.simulations.pool.restarts + reward.restarts,
+                "restarts": bench.simulations.pool.restarts + (reward.restarts if reward else 0),
                 "finished": time.time(),
             },
         )
     finally:
-        reward.close()
+        if reward is not None:
+            reward.close()
     return solution
+
+
+def _reward_service(bench: Workbench, model: PreferenceModel) -> RewardClient | None:
+    """The generator of candidates; None where nothing is learnt."""
+    case = bench.case
+    given = case.config.diffusion
+    if case.config.search.proposals in ("random", "cma"):
+        return None
+    trips = case.problem.trips() if len(model.shape) == 2 else None
+    settings = DiffusionSettings(
+        steps=given.steps,
+        width=given.width,
+        learning_rate=given.learning_rate,
+        updates=given.updates,
+        batch=given.batch,
+        prior_share=given.prior_share,
+    )
+    remote = isinstance(bench.simulations.pool, RayPool)
+    return RewardClient(model.shape, trips, settings, bench.seed("diffusion"), remote)
+
+
+def _source(bench: Workbench, model: PreferenceModel) -> Source | None:
+    """Where candidates come from, if not from evolution."""
+    given = bench.case.config.search
+    if given.proposals == "random":
+        return Prior(model.shape)
+    if given.proposals == "cma":
+        return CmaEs(model.shape, given.population, bench.seed("cma"))
+    return None
 
 
 def _commit(search: Search, store: RunStore) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..policies.navigation import fastest_routes, route_vehicles
 from ..policies.preferences import PreferenceModel
+from ..scenarios.truths import STRUCTURED
 from ..workers.pool import Job
 from .simulations import Outcome
 from .workbench import Workbench
@@ -56,7 +57,7 @@ def measure(bench: Workbench, model: PreferenceModel, seeds: int) -> dict[str, R
     }
     if bench.truth_routes is not None:
         routes[SEED_FLOOR] = [bench.truth_routes] * seeds  # type: ignore[list-item]
-    if bench.truth is not None and case.config.target.truth == "structured":
+    if bench.truth is not None and case.config.target.truth in STRUCTURED:
         routes[IDENTIFIABILITY] = [bench.truth.routes(bench.habit, i + 1) for i in range(seeds)]
     jobs = {
         name: [

@@ -1,11 +1,14 @@
 """MASDiff, Algorithm 2: the evolutionary diffusion search over preference latents.
 
-Per generation, with the resolutions of the paper's gaps named where they are:
+Per generation of `proposals: evolution`, with the resolutions of the paper's gaps named where they are:
 
     lines 5-9    the traffic of last generation's simulations is reused as tau (line 5 repeats line 12 of the generation
                  before); new latents are drawn from p(. | tau) for half of the population, the other half lives on
                  (`handover: mixed`; `resample` redraws all, as the paper prints); learn, simulate, weigh, train
     lines 10-13  roulette, truncated diffusion-denoising, learn, simulate, weigh, train
+
+The other sources of candidates (platform/proposals.py: the prior, CMA-ES, guided sampling) ask and tell instead; all else,
+the ladder, the elites and the budget, is the same for all.
 
 A candidate climbs a ladder: screened by its flows, simulated mesoscopically, then without driver noise, then in full on a
 fresh seed. The best few are re-simulated with another seed every generation, so that lucky seeds do not survive.
@@ -18,16 +21,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..policies.screening import FlowSurrogate
 from ..scenarios.errors import InputError
 from ..workers.pool import Job
-from ..workers.reward import RewardClient
+from ..workers.reward import Proposal, RewardClient
 from ..workers.sumo_files import Fidelity
 from .config import Rung, SearchConfig
 from .evolution import WEIGHTS, Correction, Individual, Operator, effective_sample_size, kept_signal, roulette
 from .progress import Progress
+from .proposals import Source
 from .seeds import child_rng, child_seed
 from .simulations import Outcome, Simulations
 from .target import Target
@@ -66,9 +71,10 @@ class Search:
         vehicles: int,
         shape: tuple[int, ...],
         simulations: Simulations,
-        reward: RewardClient,
+        reward: RewardClient | None,
         progress: Progress,
         floor: float,
+        source: Source | None = None,
     ) -> None:
         self.settings = settings
         self.seed = seed
@@ -77,9 +83,10 @@ class Search:
         self.vehicles = vehicles
         self.shape = shape
         self.simulations = simulations
-        self.reward = reward
+        self._reward = reward
         self.progress = progress
         self.floor = floor
+        self.source = source  # None: evolution
         self.state = SearchState(
             0, 0, 0.0, [], [], [], {r: Correction() for r in settings.ladder[:-1]}, [], dict.fromkeys(ORDER, 0)
         )
@@ -87,6 +94,29 @@ class Search:
         self._traffic: dict[str, Array] = {}  # this generation's simulated queues by key, for the store
         self._born: list[Individual] = []
         self._failure = ""  # why a simulation failed last
+
+    @property
+    def reward(self) -> RewardClient:
+        """The reward service; searches that do not learn have none."""
+        assert self._reward is not None
+        return self._reward
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What the reward service and the source of candidates have learnt, for a checkpoint."""
+        learnt = {} if self._reward is None else self._reward.tensors or {}
+        told = {} if self.source is None else self.source.tensors()
+        return {f"reward.{key}": value for key, value in learnt.items()} | {f"source.{k}": v for k, v in told.items()}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restores what `tensors` returned."""
+        parts = {
+            name: {key.removeprefix(name): value for key, value in tensors.items() if key.startswith(name)}
+            for name in ("reward.", "source.")
+        }
+        if parts["reward."]:
+            self.reward.load(parts["reward."])
+        if self.source is not None:
+            self.source.load(parts["source."])
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -103,9 +133,10 @@ class Search:
 
     def _generation_cost(self) -> float:
         """What one more generation and the final check of the winner will cost at most."""
-        drawn = self._drawn()
-        new = self._ladder_cost(drawn) + self._ladder_cost(self.settings.population)
-        return new + self.settings.elites + self._final_cost()
+        cfg = self.settings
+        batches = [cfg.population] if self.source or not cfg.mutation else [self._drawn(), cfg.population]
+        again = 0 if cfg.reuse else len(self.state.population)
+        return sum(self._ladder_cost(count) for count in batches) + again + cfg.elites + self._final_cost()
 
     def _final_cost(self) -> float:
         return float(self.settings.elites * (FINAL_SEEDS - 1))
@@ -120,31 +151,70 @@ class Search:
         return sizes
 
     def _drawn(self) -> int:
-        return self.settings.population if self.settings.handover == "resample" else self.settings.population // 2
+        cfg = self.settings
+        return cfg.population if cfg.handover == "resample" or not cfg.mutation else cfg.population // 2
 
     def generation(self) -> None:
+        """One generation of candidates, proposed, simulated and learnt from."""
+        self._traffic, self._born = {}, []
+        if self.source is None:
+            self._evolve()
+        else:
+            self._ask_and_tell(self.source)
+        self._close_generation()
+
+    def _evolve(self) -> None:
         """One pass through Algorithm 2's loop."""
         state, cfg = self.state, self.settings
-        self._traffic, self._born = {}, []
         if state.generation == 0:
             taus = np.repeat(self.reference[None], cfg.population, axis=0)
-            latents = self.reward.sample(taus, self._seed_of("sample"))
-            state.population = self._evaluate(self._individuals("prior", latents, taus, [-1] * cfg.population), "a")
+            proposal = self.reward.sample(taus, self._seed_of("sample"))
+            state.population = self._evaluate(self._individuals("prior", proposal, taus, [-1] * cfg.population), "a")
             traffic = [one.traffic for one in state.population if one.traffic is not None]
             self.reward.fit_encoder(np.stack(traffic).astype(np.float32))
         else:
+            if not cfg.reuse:
+                self._simulate_again(state.population)
             drawn = self._screened("diffusion", self._drawn())
             fresh = self._evaluate(drawn, "a")
-            kept = [] if cfg.handover == "resample" else state.population
-            state.population = self._distinct([*kept, *state.elites, *fresh])
-        self._train("a")()
-        children = self._screened("mutation", cfg.population)
-        children = self._evaluate(children, "b")
+            kept = state.population if cfg.handover == "mixed" and cfg.mutation else []
+            state.population = self._distinct([*kept, *self._retained(), *fresh])
+        children: list[Individual] = []
+        if cfg.mutation:
+            self._train("a")()
+            children = self._evaluate(self._screened("mutation", cfg.population), "b")
         training = self._train("b")
         self._renew_elites([*state.population, *children])  # simulates while the model trains
         training()
-        state.population = self._distinct([*children, *state.elites])
-        self._close_generation()
+        state.population = self._distinct([*(children or state.population), *self._retained()])
+
+    def _ask_and_tell(self, source: Source) -> None:
+        """Candidates from a source that does not evolve; their policies are learnt at the best traffic known so far."""
+        state, cfg = self.state, self.settings
+        known = state.elites[0].traffic if state.elites else None
+        tau = self.reference if known is None else known.astype(np.float32)
+        total = cfg.population * (cfg.screen if self._can_screen else 1)
+        taus = np.repeat(tau[None], total, axis=0)
+        proposal = source.ask(taus, self._seed_of("ask"))
+        state.population = self._evaluate(self._promising("prior", proposal, taus, [-1] * total, cfg.population), "a")
+        source.tell(state.population, self._seed_of("tell"))
+        self._renew_elites(state.population)
+
+    def _retained(self) -> list[Individual]:
+        """The elites, where they live on: unmutated, as parents and as what the model trains on."""
+        return self.state.elites if self.settings.elitism else []
+
+    def _simulate_again(self, population: list[Individual]) -> None:
+        """Line 5 as printed: tau_j from a simulation of its own instead of the one that line 12 made."""
+        state = self.state
+        seed = child_seed(self.seed, "line 5", state.generation)
+        jobs = {f"g{state.generation:04d}-tau-i{one.id:06d}": one for one in population}
+        made = (Job(key, seed, "micro", False, one.z, one.tau.astype(np.float32)) for key, one in jobs.items())
+        for key, outcome in self.simulations.stream(made):
+            if outcome.macro is not None:
+                jobs[key].traffic = outcome.macro.queue.astype(np.float16)
+        state.spent += len(population)
+        state.simulations["micro"] += len(population)
 
     def _close_generation(self) -> None:
         state = self.state
@@ -188,20 +258,28 @@ class Search:
 
     # -- proposing ----------------------------------------------------------------------------------------------------
 
-    def _individuals(self, operator: Operator, latents: Array, taus: Array, parents: Sequence[int]) -> list[Individual]:
+    def _individuals(
+        self, operator: Operator, proposal: Proposal, taus: Array, parents: Sequence[int]
+    ) -> list[Individual]:
         state = self.state
         first = state.next_id
-        state.next_id += len(latents)
+        state.next_id += len(parents)
+        codes = [None] * len(parents) if proposal.code is None else list(proposal.code)
         return [
-            Individual(first + i, state.generation, operator, int(parent), z, tau.astype(np.float16))
-            for i, (z, tau, parent) in enumerate(zip(latents, taus, parents, strict=True))
+            Individual(first + i, state.generation, operator, int(parent), z, tau.astype(np.float16), code)
+            for i, (z, tau, parent, code) in enumerate(zip(proposal.z, taus, parents, codes, strict=True))
         ]
+
+    @property
+    def _can_screen(self) -> bool:
+        """Whether the surrogate has seen enough simulations to judge flows."""
+        enough = min(self.settings.population, SURROGATE_SAMPLES)
+        return self.settings.screen > 1 and self.target.by_road and len(self.archive) >= enough
 
     def _screened(self, operator: Operator, count: int) -> list[Individual]:
         """Draws `screen` times as many candidates as needed and keeps those whose flows promise the smallest error."""
         state, cfg = self.state, self.settings
-        able = self.target.by_road and len(self.archive) >= min(cfg.population, SURROGATE_SAMPLES)
-        total = count * (cfg.screen if able else 1)
+        total = count * (cfg.screen if self._can_screen else 1)
         parents = state.population
         rng = child_rng(self.seed, "select", state.generation, operator)
         chosen = [parents[i] for i in roulette(self._weights(parents), total, rng)]
@@ -210,13 +288,20 @@ class Search:
         taus = np.stack(source).astype(np.float32)
         seed = self._seed_of(operator)
         if operator == "diffusion":
-            latents = self.reward.sample(taus, seed)
+            proposal = self.reward.sample(taus, seed)
         else:
             kept = kept_signal(cfg.kept_first, cfg.kept_last, state.spent / cfg.budget)
-            latents = self.reward.mutate(np.stack([p.z for p in chosen]), taus, kept, seed)
-        keep, flows = np.arange(total), []
-        if able and cfg.screen > 1:
-            flows = self.simulations.pool.flows(zip(latents, taus, strict=True))
+            genes = np.stack([p.z if p.code is None else p.code for p in chosen])
+            proposal = self.reward.mutate(genes, taus, kept, seed)
+        return self._promising(operator, proposal, taus, [p.id for p in chosen], count)
+
+    def _promising(
+        self, operator: Operator, proposal: Proposal, taus: Array, parents: list[int], count: int
+    ) -> list[Individual]:
+        """Individuals of those `count` proposals whose flows promise the smallest error; of all, if no more were made."""
+        keep, flows = np.arange(len(parents)), []
+        if len(parents) > count:
+            flows = self.simulations.pool.flows(zip(proposal.z, taus, strict=True))
             surrogate = FlowSurrogate(
                 np.stack([f for f, _, _ in self.archive]).astype(np.float32),
                 np.stack([q for _, q, _ in self.archive]).astype(np.float32),
@@ -225,7 +310,7 @@ class Search:
             # One by one: the features of 4,000 candidates together fill gigabytes.
             promise = [self.target.rmse(surrogate.predict(flow[None])[0]) for flow in flows]
             keep = np.sort(np.argsort(promise, kind="stable")[:count])
-        individuals = self._individuals(operator, latents[keep], taus[keep], [chosen[i].id for i in keep])
+        individuals = self._individuals(operator, proposal.take(keep), taus[keep], [parents[i] for i in keep])
         for one, i in zip(individuals, keep, strict=True):
             one.flows = flows[i].astype(np.float16) if flows else None
         return individuals
@@ -342,8 +427,8 @@ class Search:
         Weights are computed over all of them.
         """
         current = [one for one in self._born if math.isfinite(one.estimate)]
-        samples = self._distinct([*(one for old in self.state.replay for one in old), *self.state.elites, *current])
-        if len(samples) < 2:
+        samples = self._distinct([*(one for old in self.state.replay for one in old), *self._retained(), *current])
+        if len(samples) < 2 or not self.settings.learning:
             return lambda: None
         z = np.stack([one.z for one in samples])
         taus = np.stack([one.tau for one in samples]).astype(np.float32)

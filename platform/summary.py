@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ..policies.features import FEATURES, MEANING, STATIC, static_features
 from ..policies.preferences import UNIT, HierarchicalPreferences, PreferenceModel
 from ..scenarios.errors import InputError
-from ..scenarios.truths import structured_mean
+from ..scenarios.truths import STRUCTURED, structured_mean
 from .case import Case
 from .experiment import Solution
 from .report import ReportData
@@ -47,7 +47,7 @@ def preferences(case: Case, model: PreferenceModel, solution: Solution) -> list[
     low, high = np.quantile(means, [0.05, 0.95], axis=0)
     given = case.config.target
     truth = None
-    if case.observed is None and given.truth == "structured":
+    if case.observed is None and given.truth in STRUCTURED:
         truth = structured_mean(len(FEATURES), given.truth_seed)
     phi = static_features(case.scenario.network, case.problem.scaler)[case.scenario.network.allowed]
     rows = []

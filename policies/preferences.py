@@ -141,10 +141,11 @@ class HierarchicalPreferences:
         self.contrasts = full[:, 1 : counts.size]  # [G, G-1], orthogonal to the group sizes
         self.codes = _centred_codes(groups, len(FEATURES), seed)
         self.taste_basis = np.zeros((phi.shape[0], 0), np.float32)
-        if connection_taste:
-            rank = int(np.linalg.matrix_rank(phi))
-            basis = connection_basis(network, phi, rank + connection_taste, seed)
-            self.taste_basis = basis[:, rank:] * np.sqrt(phi.shape[0] / connection_taste).astype(np.float32)
+        rank = int(np.linalg.matrix_rank(phi))
+        taste = min(connection_taste, phi.shape[0] - rank)
+        if taste:
+            basis = connection_basis(network, phi, rank + taste, seed)
+            self.taste_basis = basis[:, rank:] * np.sqrt(phi.shape[0] / taste).astype(np.float32)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 POPULATION, GROUP, INDIVIDUAL = 1.0, 0.4, 0.4  # s.d. of the effects, per s.d. of a feature
+STRUCTURED = ("structured", "taste")  # truths with a population, which other individuals can be drawn from
 
 
 def structured_weights(
@@ -33,6 +34,11 @@ def structured_weights(
 def structured_mean(features: int, seed: int) -> NDArray[np.float32]:
     """The population mean `[features]` of the truth `seed`."""
     return (POPULATION * np.random.default_rng([seed, 0]).standard_normal(features)).astype(np.float32)
+
+
+def shared_taste(connections: int, seed: int) -> NDArray[np.float32]:
+    """What all hidden drivers like or dislike about each connection alike, N(0, 1), `[connections]`."""
+    return np.random.default_rng([seed, 3]).standard_normal(connections, dtype=np.float32)
 
 
 def iid_rewards(vehicles: int, connections: int, seed: int) -> NDArray[np.float32]:

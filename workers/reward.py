@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,17 @@ from .fleet import TRIES
 
 Array = NDArray[np.float32]
 CONDITION = 16  # length of the encoded traffic state
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """Latents a model proposes, and what a mutation of them changes, where that is not the latent itself."""
+
+    z: Array  # [samples, *latent]
+    code: Array | None = None  # [samples, *code]
+
+    def take(self, rows: NDArray[np.int64]) -> Proposal:
+        return Proposal(self.z[rows], None if self.code is None else self.code[rows])
 
 
 class RewardService:
@@ -46,13 +58,13 @@ class RewardService:
         loss = self._model.train(z, self._encode(queues), weight, seed)
         return loss, self.state()
 
-    def sample(self, queues: Array, seed: int) -> Array:
+    def sample(self, queues: Array, seed: int) -> Proposal:
         """One latent for each traffic state `[samples, roads, minutes]` (Algorithm 2, line 6)."""
-        return self._model.sample(self._encode(queues), seed)
+        return Proposal(self._model.sample(self._encode(queues), seed))
 
-    def mutate(self, z: Array, queues: Array, kept: float, seed: int) -> Array:
-        """Truncated diffusion-denoising of parents `z` (Algorithm 2, line 10)."""
-        return self._model.mutate(z, self._encode(queues), kept, seed)
+    def mutate(self, genes: Array, queues: Array, kept: float, seed: int) -> Proposal:
+        """Truncated diffusion-denoising of parents (Algorithm 2, line 10), given by their latents."""
+        return Proposal(self._model.mutate(genes, self._encode(queues), kept, seed))
 
     def _encode(self, queues: Array) -> Array:
         if self._encoder is None:
@@ -144,11 +156,11 @@ class RewardClient:
 
         return finish
 
-    def sample(self, queues: Array, seed: int) -> Array:
-        return np.asarray(self._ask("sample", queues, seed)())
+    def sample(self, queues: Array, seed: int) -> Proposal:
+        return self._ask("sample", queues, seed)()
 
-    def mutate(self, z: Array, queues: Array, kept: float, seed: int) -> Array:
-        return np.asarray(self._ask("mutate", z, queues, kept, seed)())
+    def mutate(self, genes: Array, queues: Array, kept: float, seed: int) -> Proposal:
+        return self._ask("mutate", genes, queues, kept, seed)()
 
     def close(self) -> None:
         if self._remote:
