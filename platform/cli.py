@@ -1,4 +1,4 @@
-"""The command line: `throng run`, `report`, `evaluate`, `scenario check`, `scenario town`."""
+"""The command line: `throng run`, `report`, `evaluate`, `compare`, `scenario check`, `scenario town`."""
 
 from __future__ import annotations
 
@@ -90,6 +90,58 @@ def evaluate(
         known = references.measure(bench, model, config.report.reference_seeds)
         evaluate_solution(bench, store, model, known, Solution.load(solution), seeds, progress)
     _finish(run)
+
+
+@app.command()
+def compare(
+    config: ConfigPath = None,
+    methods: Annotated[
+        str, typer.Option(help="Searches, separated by commas; `--methods list` names them all.")
+    ] = "masdiff,random,cma",
+    seeds: Annotated[str, typer.Option(help="Search seeds, separated by commas.")] = "0,1,2",
+    truths: Annotated[str, typer.Option(help="Hidden truths of a synthetic case, separated by commas.")] = "0",
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/NAME-compare].")] = None,
+) -> None:
+    """Run several methods on one case at equal budget: a table over seeds, and error against simulations used.
+
+    Each is an ordinary run below the folder. The same command again does what is missing; finished runs are not repeated.
+    Floors and nulls (prior draws, shortest and fastest path) are in every table.
+    """
+    from .compare import HEADINGS, cells, explained, summarise, write
+    from .compare import compare as compare_methods
+    from .config import load_config
+    from .methods import METHODS, searches
+
+    if methods == "list":
+        for method in METHODS.values():
+            console.print(f"{method.name:16} {method.about}", highlight=False)
+        return
+    chosen = searches(methods.split(","))
+    name = load_config(config, overrides).name
+    folder = out if out is not None else Path("runs") / f"{name}-compare"
+    given = (_numbers("--truths", truths), _numbers("--seeds", seeds))
+    scores = compare_methods(config, overrides or [], chosen, *given, folder, console)
+    rows = summarise(scores)
+    sets = "".join(f" --set {setting}" for setting in overrides or [])
+    command = f"throng compare {config or ''} --methods {methods} --truths {truths} --seeds {seeds}{sets}"
+    path = write(folder, " ".join(command.split()), scores, rows)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*cells(row), style="bold" if row["method"] == "masdiff" else "")
+    console.print(table)
+    console.print(explained(scores), style="dim", highlight=False)
+    console.print(f"table: {path}\ncurves: {path.with_name('curves.png')}", highlight=False, soft_wrap=True)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Distinct numbers separated by commas."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise InputError(f"{option} {text}: expected distinct whole numbers separated by commas, e.g. 0,1,2")
+    return [int(part) for part in parts]
 
 
 @scenario_app.command("check")

@@ -62,8 +62,10 @@ class Solution:
         return cls(**{name: value.numpy() for name, value in load_file(path).items()})
 
 
-def run(config: Config, directory: Path, resume: bool, console: Console) -> RunStore:
+def run(config: Config, directory: Path, resume: bool, console: Console, sibling: Path | None = None) -> RunStore:
     """Runs the search to its end (or on from where it stopped) and evaluates the result; returns the store, closed.
+
+    `sibling` is a run of another method on the same case, truth and seed, whose floors and nulls are taken over.
 
     Raises:
         InputError: bad inputs or a directory in use, before any simulation.
@@ -73,6 +75,8 @@ def run(config: Config, directory: Path, resume: bool, console: Console) -> RunS
         case = load_case(config, Path(scratch))
         store = RunStore.create(directory, config, extend=resume)
         try:
+            if sibling is not None:
+                refs.take_over(store, sibling)
             with Progress(console) as progress, workbench(config, store, progress, case) as bench:
                 model = case.problem.preference_model()
                 progress.phase("floors and nulls")

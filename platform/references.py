@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..policies.preferences import PreferenceModel
 from ..scenarios.truths import STRUCTURED
 from ..workers.pool import Job
 from .simulations import Outcome
+from .store import RunStore
 from .workbench import Workbench
 
 SEED_FLOOR, IDENTIFIABILITY, PRIOR = "seed floor", "identifiability floor", "prior mean"
@@ -72,6 +74,13 @@ def measure(bench: Workbench, model: PreferenceModel, seeds: int) -> dict[str, R
     ]
     outcomes = bench.simulations.run(job for several in jobs.values() for job in several)
     return {name: _reference(bench, name, [outcomes[job.key] for job in several]) for name, several in jobs.items()}
+
+
+def take_over(store: RunStore, sibling: Path) -> None:
+    """Copies the simulations of what does not depend on the method: observed drivers, floors, shortest and fastest path."""
+    names = [name.replace(" ", "-") for name in (SEED_FLOOR, IDENTIFIABILITY, SHORTEST, FASTEST)]
+    for pattern in ("prepare-*", *(f"reference-{name}-*" for name in names)):
+        store.journal_copy(sibling, f"{pattern}.npz")
 
 
 def _reference(bench: Workbench, name: str, outcomes: list[Outcome]) -> Reference:

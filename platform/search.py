@@ -17,6 +17,7 @@ fresh seed. The best few are re-simulated with another seed every generation, so
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -157,11 +158,12 @@ class Search:
     def generation(self) -> None:
         """One generation of candidates, proposed, simulated and learnt from."""
         self._traffic, self._born = {}, []
+        began = time.monotonic()
         if self.source is None:
             self._evolve()
         else:
             self._ask_and_tell(self.source)
-        self._close_generation()
+        self._close_generation(time.monotonic() - began)
 
     def _evolve(self) -> None:
         """One pass through Algorithm 2's loop."""
@@ -216,7 +218,7 @@ class Search:
         state.spent += len(population)
         state.simulations["micro"] += len(population)
 
-    def _close_generation(self) -> None:
+    def _close_generation(self, seconds: float) -> None:
         state = self.state
         best = self.best()
         state.replay = [*state.replay, [one for one in self._born if math.isfinite(one.estimate)]]
@@ -235,6 +237,7 @@ class Search:
                 "median": float(np.median(estimates)) if estimates.size else float("nan"),
                 "ess": effective_sample_size(self._weights(state.population)),
                 "latent_sd": float(latents.std(axis=0).mean()),
+                "seconds": seconds,
             }
         )
         state.generation += 1

@@ -166,6 +166,13 @@ class RunStore:
 
         write_atomic(self.directory / "journal" / f"{key}.npz", write)
 
+    def journal_copy(self, other: Path, pattern: str) -> None:
+        """Takes over entries of another run's journal that this one lacks."""
+        for path in sorted((other / "journal").glob(pattern)):
+            mine = self.directory / "journal" / path.name
+            if not mine.exists():
+                write_atomic(mine, lambda temporary, path=path: shutil.copyfile(path, temporary))  # type: ignore[misc]
+
     # -- generations --------------------------------------------------------------------------------------------------
 
     def manifest(self) -> dict[str, Any]:

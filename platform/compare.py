@@ -1,0 +1,216 @@
+"""Methods side by side on one case, at equal budget: `throng compare`.
+
+Every (truth, seed, method) is an ordinary run below the folder, `truth0-seed1/cma`: it can be reported, evaluated and
+resumed like any other. Floors and nulls are simulated by the first run of a (truth, seed) and taken over by the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from ..scenarios.errors import InputError
+from .config import Config, load_config
+from .experiment import run
+from .figures import INK, MUTED
+from .methods import OWN, REFERENCES, Method
+from .store import RunStore, write_atomic
+
+# Colours that stand apart for the colour-blind (Okabe and Ito), then dashed again.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one run ended with; errors in the target's unit, on seeds the search never used."""
+
+    method: str
+    truth: int
+    seed: int
+    rmse: float
+    rmse_sd: float
+    gap: float  # (error - floor) / (prior - floor)
+    simulations: float  # micro-equivalent
+    seconds: float  # of the search
+    curve: tuple[tuple[float, float], ...]  # (simulations, error of the best so far) by generation
+    references: dict[str, float]  # floors and nulls
+    unit: str
+
+
+def compare(
+    path: Path | None, overrides: list[str], methods: list[Method], truths: list[int], seeds: list[int], out: Path,
+    console: Console,
+) -> list[Score]:  # fmt: skip
+    """Runs every method for every truth and seed, those finished excepted; returns all scores.
+
+    Raises:
+        InputError: bad inputs, or a folder that holds something else.
+    """
+    plan = list(_plan(path, overrides, methods, truths, seeds, out))  # all settings are checked before the first run
+    scores = []
+    first: dict[Path, Path] = {}
+    for number, (method, truth, seed, config, directory) in enumerate(plan, 1):
+        if not _finished(directory, config):
+            console.print(f"run {number} of {len(plan)}: {method.name}, truth {truth}, seed {seed}", highlight=False)
+            sibling = first.get(directory.parent)
+            run(config, directory, resume=False, console=console, sibling=sibling)
+        first.setdefault(directory.parent, directory)
+        scores.append(_score(method.name, truth, seed, directory))
+    return scores
+
+
+def _plan(
+    path: Path | None, overrides: list[str], methods: list[Method], truths: list[int], seeds: list[int], out: Path
+) -> Iterator[tuple[Method, int, int, Config, Path]]:
+    for truth in truths:
+        for seed in seeds:
+            for method in methods:
+                given = [*overrides, f"target.truth_seed={truth}", f"seed={seed}"]
+                base = load_config(path, given)
+                if base.target.observed is not None and len(truths) > 1:
+                    raise InputError("--truths: the case has an observed table, so there is one truth only")
+                config = load_config(path, [*given, *method.settings])
+                # The hidden drivers must not change with the method.
+                drivers = base.target.navigation or base.navigation
+                config = config.model_copy(update={"target": config.target.model_copy(update={"navigation": drivers})})
+                yield method, truth, seed, config, out / f"truth{truth}-seed{seed}" / method.name
+
+
+def _finished(directory: Path, config: Config) -> bool:
+    if not (directory / "evaluation.json").exists():
+        return False
+    return RunStore.open(directory).config() == config
+
+
+def _score(method: str, truth: int, seed: int, directory: Path) -> Score:
+    store = RunStore.open(directory)
+    evaluation, result = store.read_json("evaluation.json"), store.read_json("result.json")
+    assert evaluation is not None
+    assert result is not None
+    rows = {row["method"]: row for row in evaluation["rows"]}
+    history = store.manifest()["history"]
+    best = np.minimum.accumulate([row["best"] for row in history])
+    return Score(
+        method, truth, seed, rows["throng"]["rmse"], rows["throng"]["rmse_sd"], rows["throng"]["gap"], result["spent"],
+        sum(row.get("seconds", 0.0) for row in history),
+        tuple((row["simulations"], float(error)) for row, error in zip(history, best, strict=True)),
+        {name: rows[row]["rmse"] for name, row in REFERENCES.items() if row in rows},
+        evaluation["unit"],
+    )  # fmt: skip
+
+
+def summarise(scores: list[Score]) -> list[dict[str, Any]]:
+    """One row per method, best first, then floors and nulls: median, range and spread over (truth, seed)."""
+    rows = []
+    own = {(one.truth, one.seed): one.rmse for one in scores if one.method == OWN}
+    for method in dict.fromkeys(one.method for one in scores):
+        mine = [one for one in scores if one.method == method]
+        ratios = [one.rmse / own[one.truth, one.seed] for one in mine if (one.truth, one.seed) in own]
+        rows.append(
+            {
+                "method": method,
+                **_spread([one.rmse for one in mine]),
+                "gap": float(np.median([one.gap for one in mine])),
+                "to_own": float(np.median(ratios)) if ratios else None,
+                "simulations": float(np.mean([one.simulations for one in mine])),
+                "seconds": float(np.mean([one.seconds for one in mine])),
+            }
+        )
+    rows.sort(key=lambda row: row["median"])  # type: ignore[arg-type, return-value]
+    for name in REFERENCES:
+        # Once per (truth, seed); the prior is each method's own, that of the first is shown.
+        known = {(one.truth, one.seed): one.references[name] for one in reversed(scores) if name in one.references}
+        if known:
+            empty = {"gap": None, "to_own": None, "simulations": None, "seconds": None}
+            rows.append({"method": name, **_spread(list(known.values())), **empty})
+    return rows
+
+
+def _spread(errors: list[float]) -> dict[str, float]:
+    sd = float(np.std(errors, ddof=1)) if len(errors) > 1 else float("nan")
+    return {
+        "runs": len(errors), "median": float(np.median(errors)), "mean": float(np.mean(errors)), "sd": sd,
+        "high": max(errors),
+    }  # fmt: skip
+
+
+HEADINGS = ("method", "median", "mean ± s.d.", "worst", "gap", "÷ own", "sims", "seconds")
+
+
+EXPLAINED = (
+    "RMSE in {unit} over {runs} runs each, on seeds no search used. gap: (error - floor) / (prior - floor), median; "
+    "÷ own: to masdiff on the same truth and seed, median; sims: micro-equivalent simulations; seconds: of the search, as "
+    "they passed."
+)
+
+
+def explained(scores: list[Score]) -> str:
+    """What the table's columns mean."""
+    return EXPLAINED.format(unit=scores[0].unit, runs=len({(one.truth, one.seed) for one in scores}))
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table, under HEADINGS."""
+
+    def number(value: float | None, digits: int = 3) -> str:
+        return "–" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+
+    return [
+        row["method"], number(row["median"]), f"{number(row['mean'])} ± {number(row['sd'])}",
+        number(row["high"]), number(row["gap"]), number(row["to_own"]),
+        number(row["simulations"], 1), number(row["seconds"], 0),
+    ]  # fmt: skip
+
+
+def write(out: Path, command: str, scores: list[Score], rows: list[dict[str, Any]]) -> Path:
+    """Writes compare.json, compare.md and curves.png; returns the table's path."""
+    lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    text = f"`{command}`\n\n{explained(scores)}\n\n" + "\n".join(lines) + "\n\n![curves](curves.png)\n"
+    store = RunStore(out)
+    store.write_json("compare.json", {"command": command, "scores": [asdict(one) for one in scores], "rows": rows})
+    write_atomic(out / "compare.md", lambda path: path.write_text(text))
+    figure = curves(scores)
+    write_atomic(out / "curves.png", lambda path: figure.savefig(path, format="png"))
+    return out / "compare.md"
+
+
+def curves(scores: list[Score]) -> Figure:
+    """Error of the best so far against simulations used: median over runs, and their range."""
+    figure = Figure(figsize=(9.5, 5.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    end = max(one.curve[-1][0] for one in scores)
+    grid = np.linspace(0, end, 200)
+    for i, method in enumerate(dict.fromkeys(one.method for one in scores)):
+        steps = []
+        for one in scores:
+            if one.method == method:
+                x, y = np.array(one.curve).T
+                at = np.searchsorted(x, grid, side="right") - 1
+                steps.append(np.where(at >= 0, y[np.maximum(at, 0)], np.nan))
+        stacked = np.stack(steps)
+        shown = ~np.isnan(stacked).any(axis=0)
+        colour, dash = COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else "--"
+        axes.plot(grid[shown], np.median(stacked[:, shown], axis=0), dash, color=colour, linewidth=1.8, label=method)
+        if len(steps) > 1:
+            axes.fill_between(
+                grid[shown], stacked[:, shown].min(axis=0), stacked[:, shown].max(axis=0), color=colour, alpha=0.1,
+                linewidth=0,
+            )  # fmt: skip
+    for name in REFERENCES:
+        known = [one.references[name] for one in scores if name in one.references]
+        if known and name != "prior":
+            axes.axhline(float(np.median(known)), color=MUTED, linewidth=0.9, linestyle=(0, (5, 3)))
+            axes.text(end * 1.01, float(np.median(known)), name, va="center", fontsize=8, color=MUTED)
+    axes.set_xlabel("simulations used (micro-equivalents)", color=INK)
+    axes.set_ylabel(f"error of the best so far, {scores[0].unit}", color=INK)
+    axes.set_xlim(0, end)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    return figure

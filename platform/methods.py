@@ -1,0 +1,75 @@
+"""What can be compared: Throng's search, the paper's baselines, peers, nulls, and one departure at a time taken back.
+
+A method is a set of settings put on top of a case. What it leaves alone is shared: encoder, decoder, learner, router,
+ladder of simulations, re-evaluated elites, budget, seeds. Hidden drivers stay those of the case whatever a method changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..scenarios.errors import InputError
+from .references import FASTEST, IDENTIFIABILITY, PRIOR, SEED_FLOOR, SHORTEST
+
+OWN = "masdiff"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to search."""
+
+    name: str
+    about: str
+    settings: tuple[str, ...] = ()  # `key=value`, as after --set
+
+
+NO_SCREEN = "search.screen=1"
+SEARCHES = (
+    Method(OWN, "Algorithm 2 with Throng's defaults"),
+    Method(
+        "no-mutation", "Algorithm 2 without lines 10-13: all candidates are drawn by line 6", ("search.mutation=false",)
+    ),
+    Method("no-elites", "Algorithm 2 without retention of the best", ("search.elitism=false",)),
+    Method("no-learning", "Algorithm 2 with an untrained denoiser", ("search.learning=false",)),
+    Method("no-screening", "Algorithm 2; every candidate drawn is simulated", (NO_SCREEN,)),
+    Method("random", "random search: draws from the prior", ("search.proposals=random", NO_SCREEN)),
+    Method("random-screened", "random search, screened by flows as masdiff is", ("search.proposals=random",)),
+    Method("cma", "CMA-ES (package cma) in the same latent", ("search.proposals=cma", NO_SCREEN)),
+    Method("ldm-imit", "the paper's LDM.IMIT: one-step learner, gamma = 0", ("navigation.discount=0",)),
+    Method("eq8-weights", "departure taken back: weights of Eq. 8", ("search.weight=linear",)),
+    Method("line6-handover", "departure taken back: line 6 redraws everybody", ("search.handover=resample",)),
+    Method("line5", "departure taken back: line 5 simulates again", ("search.reuse=false",)),
+    Method("micro-only", "departure taken back: no cheap simulations", ("search.ladder=[micro]",)),
+    Method(
+        "astar-q",
+        "departure taken back: A* + Q (Eq. 12), lambda 300 m",
+        ("navigation.router=astar_q", "navigation.lambda_metres=300"),
+    ),
+    Method("token", "departure taken back: numbers per vehicle", ("latent.kind=token",)),
+    Method("table", "the literal reward table per vehicle", ("latent.kind=table", "diffusion.width=64")),
+)
+# Simulated once per case and seed, beside every search.
+REFERENCES = {
+    "seed-floor": SEED_FLOOR,
+    "identifiability-floor": IDENTIFIABILITY,
+    "prior": PRIOR,
+    "shortest": SHORTEST,
+    "fastest": FASTEST,
+}
+METHODS = {method.name: method for method in SEARCHES}
+
+
+def searches(names: list[str]) -> list[Method]:
+    """The methods of these names, in their order.
+
+    Raises:
+        InputError: a name is unknown, or given twice.
+    """
+    for name in names:
+        if name in REFERENCES:
+            raise InputError(f"--methods: {name} is simulated beside every search; name searches only")
+        if name not in METHODS:
+            raise InputError(f"--methods: no method {name!r}; known: {', '.join(METHODS)}")
+        if names.count(name) > 1:
+            raise InputError(f"--methods: {name} is given twice")
+    return [METHODS[name] for name in names]

@@ -1,0 +1,226 @@
+"""Methods side by side: the same case and drivers for all, nothing repeated, and each switch does what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cma
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from throng.platform.compare import Score, compare, curves, summarise, write
+from throng.platform.config import load_config
+from throng.platform.evolution import Individual
+from throng.platform.experiment import run
+from throng.platform.methods import METHODS, searches
+from throng.platform.proposals import CmaEs, Prior
+from throng.platform.store import RunStore
+from throng.scenarios.errors import InputError
+
+SMALL = [
+    "scenario={town: {vehicles: 150, minutes: 5}}", "search.population=6", "search.screen=2", "search.elites=2",
+    "search.budget=30", "search.generations=3", "diffusion.updates=10", "diffusion.width=32", "report.seeds=2",
+    "report.reference_seeds=2", "workers.rollouts=0",
+]  # fmt: skip
+QUIET = Console(quiet=True)
+
+
+def _individuals(z: np.ndarray, errors: list[float]) -> list[Individual]:
+    tau = np.zeros((1, 1), np.float32)
+    return [
+        Individual(i, 0, "prior", -1, one, tau, estimate=error)
+        for i, (one, error) in enumerate(zip(z, errors, strict=True))
+    ]
+
+
+def _sphere(z: np.ndarray) -> list[float]:
+    return [float(np.square(one - 1.0).sum()) for one in z]
+
+
+def test_cma_is_pycma_and_goes_on_where_it_stopped() -> None:
+    """Against pycma driven by hand with the same random numbers; a restored one asks what the first would have asked."""
+    rng = np.random.default_rng(5)
+    direct = cma.CMAEvolutionStrategy(
+        np.zeros(6), 1.0, {"popsize": 8, "seed": np.nan, "verbose": -9, "randn": lambda *s: rng.standard_normal(s)}
+    )
+    ours, taus = CmaEs((2, 3), 8, 5), np.zeros((8, 1, 1), np.float32)
+    for generation in range(6):
+        if generation == 3:
+            restored = CmaEs((2, 3), 8, 5)
+            restored.load(ours.tensors())
+            ours = restored
+        expected = direct.ask()
+        asked = ours.ask(taus, 0).z
+        np.testing.assert_allclose(asked.reshape(8, 6), np.stack(expected), rtol=1e-6)
+        errors = _sphere(asked)
+        direct.tell(expected, errors)
+        ours.tell(_individuals(asked, errors), 0)
+    assert np.square(np.asarray(direct.mean) - 1.0).sum() < 6.0  # nearer than the start: it was told the right errors
+
+
+def test_a_failed_simulation_counts_as_the_worst() -> None:
+    source, taus = CmaEs((4,), 6, 0), np.zeros((6, 1, 1), np.float32)
+    asked = source.ask(taus, 0).z
+    source.tell(_individuals(asked[[0, 1, 2, 4]], [3.0, 1.0, 2.0, 9.0]), 0)
+    assert source.tensors()["errors"].tolist() == [[3.0, 1.0, 2.0, 9.0, 9.0, 9.0]]
+
+
+def test_the_prior_is_standard_normal_and_follows_its_seed() -> None:
+    source, taus = Prior((3, 5)), np.zeros((2000, 1, 1), np.float32)
+    z = source.ask(taus, 1).z
+    assert z.shape == (2000, 3, 5)
+    assert abs(z.mean()) < 0.02
+    assert abs(z.std() - 1) < 0.02
+    np.testing.assert_array_equal(z, source.ask(taus, 1).z)
+    assert not np.array_equal(z, source.ask(taus, 2).z)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Score]]:
+    out = tmp_path_factory.mktemp("compare")
+    methods = searches(["masdiff", "cma", "astar-q"])
+    return out, compare(None, SMALL, methods, [0], [0, 1], out, QUIET)
+
+
+def test_all_methods_meet_the_same_drivers_and_nulls(compared: tuple[Path, list[Score]]) -> None:
+    """One observation and one set of floors for all, whatever the search seed."""
+    out, scores = compared
+    assert len(scores) == 6
+    for seed in (0, 1):
+        of_seed = [one for one in scores if one.seed == seed]
+        for name in ("seed-floor", "identifiability-floor", "shortest", "fastest"):
+            assert len({one.references[name] for one in of_seed}) == 1
+    observed = []
+    for path in sorted(out.glob("truth0-seed*/*/journal/prepare-truth1.npz")):
+        with np.load(path) as data:
+            observed.append(data["queue"].tobytes())
+    assert len(observed) == 6
+    assert len(set(observed)) == 1
+
+
+def test_what_is_taken_over_is_what_a_run_of_its_own_would_have_simulated(
+    compared: tuple[Path, list[Score]], tmp_path: Path
+) -> None:
+    """A run by itself, with nothing taken over, ends with the same floors and the same result.
+
+    `astar-q` has another router than the run it takes from: were the hidden drivers to change with it, this would differ.
+    """
+    out, _ = compared
+    settings = RunStore.open(out / "truth0-seed0" / "astar-q").config()
+    run(settings, tmp_path / "alone", resume=False, console=QUIET)
+    alone = json.loads((tmp_path / "alone" / "evaluation.json").read_text())
+    beside = json.loads((out / "truth0-seed0" / "astar-q" / "evaluation.json").read_text())
+    assert json.dumps(alone["rows"]) == json.dumps(beside["rows"])
+
+
+def test_finished_runs_are_not_repeated(compared: tuple[Path, list[Score]], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, scores = compared
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a finished run was begun again")
+
+    monkeypatch.setattr("throng.platform.compare.run", refuse)
+    again = compare(None, SMALL, searches(["masdiff", "cma", "astar-q"]), [0], [0, 1], out, QUIET)
+    assert again == scores
+
+
+def test_the_table_says_what_the_runs_said(compared: tuple[Path, list[Score]], tmp_path: Path) -> None:
+    _, scores = compared
+    rows = {row["method"]: row for row in summarise(scores)}
+    for name in ("masdiff", "cma", "astar-q"):
+        errors = [one.rmse for one in scores if one.method == name]
+        assert rows[name]["median"] == pytest.approx(sum(errors) / 2)
+        assert rows[name]["high"] == max(errors)
+    own = {one.seed: one.rmse for one in scores if one.method == "masdiff"}
+    ratios = [one.rmse / own[one.seed] for one in scores if one.method == "cma"]
+    assert rows["cma"]["to_own"] == pytest.approx(np.median(ratios))
+    assert rows["masdiff"]["to_own"] == 1.0
+    assert all(one.simulations <= 30 for one in scores)
+    path = write(tmp_path, "throng compare", scores, summarise(scores))
+    assert all(name in path.read_text() for name in ("masdiff", "cma", "shortest", "`throng compare`"))
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_curve_never_rises(compared: tuple[Path, list[Score]]) -> None:
+    """It is the best so far, and begins where a method has spent its first simulations."""
+    _, scores = compared
+    lines = curves(scores).axes[0].get_lines()
+    for one in scores:
+        assert (np.diff([error for _, error in one.curve]) <= 0).all()
+    drawn = np.asarray(lines[0].get_ydata())
+    assert drawn[-1] == pytest.approx(np.median([one.curve[-1][1] for one in scores if one.method == "masdiff"]))
+
+
+def _ledger(tmp_path: Path, *more: str) -> list[dict]:
+    run(load_config(None, [*SMALL, *more]), tmp_path / "run", resume=False, console=QUIET)
+    table = [pq.read_table(path) for path in sorted((tmp_path / "run" / "ledger").glob("*.parquet"))]
+    return [{**row, "file": i} for i, part in enumerate(table) for row in part.to_pylist()]
+
+
+def test_without_mutation_nobody_is_mutated(tmp_path: Path) -> None:
+    rows = _ledger(tmp_path, "search.mutation=false")
+    assert {row["operator"] for row in rows} == {"prior", "diffusion"}
+
+
+def test_without_elitism_nobody_outlives_a_generation_as_a_parent(tmp_path: Path) -> None:
+    """Parents are of the generation before at the latest; with retention the first best would still have children."""
+    rows = _ledger(tmp_path, "search.elitism=false", "search.handover=resample", "search.generations=4")
+    born = {row["id"]: row["generation"] for row in rows}
+    mine = [row for row in rows if row["generation"] == row["file"] and row["parent"] >= 0]
+    assert max(row["generation"] for row in mine) == 3
+    assert all(row["generation"] - born[row["parent"]] <= 1 for row in mine)
+
+
+def test_without_learning_the_model_stays_the_prior(tmp_path: Path) -> None:
+    _ledger(tmp_path, "search.learning=false")
+    tensors = RunStore.open(tmp_path / "run").checkpoint()
+    last = tensors["reward.average.layers.4.weight"]  # zero: the residual to the exact denoiser of N(0, I)
+    assert not last.any()
+
+
+def test_line_5_simulates_the_population_again_and_pays_for_it(tmp_path: Path) -> None:
+    run(load_config(None, [*SMALL, "search.reuse=false", "search.budget=60"]), tmp_path / "again", False, QUIET)
+    run(load_config(None, [*SMALL, "search.budget=60"]), tmp_path / "reused", False, QUIET)
+    spent = {
+        name: json.loads((tmp_path / name / "result.json").read_text())["simulations"]["micro"]
+        for name in ("again", "reused")
+    }
+    assert spent["again"] >= spent["reused"] + 2 * 6  # two generations of a population of six and its elites
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["masdif"], "no method 'masdif'; known: masdiff"),
+        (["cma", "cma"], "given twice"),
+        (["shortest"], "beside every"),
+    ],
+)
+def test_wrong_names_are_refused(names: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        searches(names)
+
+
+def test_every_method_is_a_valid_configuration() -> None:
+    """All settings of the registry are known keys with values in range, and each changes something but the first."""
+    plain = load_config(None, [])
+    for method in METHODS.values():
+        config = load_config(None, list(method.settings))
+        assert (config == plain) == (not method.settings)
+
+
+def test_several_truths_of_an_observed_table_are_refused_before_any_run(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("road,minute,queue\n")
+    with pytest.raises(InputError, match="--truths"):
+        compare(
+            None,
+            [*SMALL, f"target.observed={tmp_path / 'x.csv'}"],
+            searches(["random"]),
+            [0, 1],
+            [0],
+            tmp_path / "o",
+            QUIET,
+        )
+    assert not (tmp_path / "o").exists()
