@@ -37,9 +37,10 @@ def save_search(search: Search) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         total, pairs = correction.state(search.target.values.shape)
         tensors[f"correction.{rung}"] = _tensor(total)
         tensors[f"correction.{rung}.pairs"] = torch.tensor(pairs)
-    if search.archive:
-        for i, name in enumerate(("flows", "quantity", "rung")):
-            tensors[f"archive.{name}"] = _tensor(np.stack([np.asarray(row[i]) for row in search.archive]))
+    for kind, memory in _memories(search):
+        if memory:
+            for i, name in enumerate(("of", "quantity", "rung")):
+                tensors[f"{kind}.{name}"] = _tensor(np.stack([np.asarray(row[i]) for row in memory]))
     tensors |= search.tensors()
     facts = {
         "next_generation": state.generation,
@@ -77,9 +78,10 @@ def load_search(search: Search, tensors: dict[str, torch.Tensor], facts: dict[st
     for rung in search.settings.ladder[:-1]:
         corrections[rung] = Correction()
         corrections[rung].load(tensors[f"correction.{rung}"].numpy().copy(), int(tensors[f"correction.{rung}.pairs"]))
-    if "archive.flows" in tensors:
-        columns = [tensors[f"archive.{name}"].numpy() for name in ("flows", "quantity", "rung")]
-        search.archive[:] = [(f.copy(), q.copy(), int(rung)) for f, q, rung in zip(*columns, strict=True)]
+    for kind, memory in _memories(search):
+        if f"{kind}.of" in tensors:
+            columns = [tensors[f"{kind}.{name}"].numpy() for name in ("of", "quantity", "rung")]
+            memory[:] = [(of.copy(), q.copy(), int(rung)) for of, q, rung in zip(*columns, strict=True)]
     search.state = SearchState(
         generation=facts["next_generation"],
         next_id=facts["next_id"],
@@ -92,6 +94,11 @@ def load_search(search: Search, tensors: dict[str, torch.Tensor], facts: dict[st
         simulations=facts["simulations"],
     )
     search.load(tensors)
+
+
+def _memories(search: Search) -> list[tuple[str, list[tuple[NDArray[Any], NDArray[Any], int]]]]:
+    """What the surrogate and the guidance learn from."""
+    return [("archive", search.archive), ("guides", search.guides)]
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..policies.ensemble_kalman import EnsembleKalman
 from ..policies.screening import FlowSurrogate
 from ..scenarios.errors import InputError
 from ..workers.pool import Job
@@ -42,7 +43,9 @@ Array = NDArray[np.float32]
 COST = {"meso": 0.125, "quiet": 1.0, "micro": 1.0}  # micro-equivalent simulations; bench/ measures the mesoscopic one
 ORDER: tuple[Rung, ...] = ("meso", "quiet", "micro")
 FINAL_SEEDS = 3  # seeds the winner must have been simulated with before the search ends
-SURROGATE_SAMPLES = 160  # simulations the flow surrogate remembers
+SURROGATE_SAMPLES = 160  # simulations the flow surrogate learns from
+GUIDE_SAMPLES, GUIDE_BYTES = 600, 2**26  # simulations that guidance learns from, and the memory of their latents
+DAMPING = (-2.0, 1.0)  # of guidance: log10 of the range it is drawn from
 
 
 @dataclass(eq=False)
@@ -92,6 +95,9 @@ class Search:
             0, 0, 0.0, [], [], [], {r: Correction() for r in settings.ladder[:-1]}, [], dict.fromkeys(ORDER, 0)
         )
         self.archive: list[tuple[Array, Array, int]] = []  # flows, quantity, rung: what the surrogate learns from
+        self.guides: list[tuple[Array, Array, int]] = []  # latent, quantity, rung: what guidance learns from
+        latent = 4 * int(np.prod(shape))
+        self._guides = min(GUIDE_SAMPLES, GUIDE_BYTES // latent) if settings.guidance and source is None else 0
         self._traffic: dict[str, Array] = {}  # this generation's simulated queues by key, for the store
         self._born: list[Individual] = []
         self._failure = ""  # why a simulation failed last
@@ -296,7 +302,32 @@ class Search:
             kept = kept_signal(cfg.kept_first, cfg.kept_last, state.spent / cfg.budget)
             genes = np.stack([p.z if p.code is None else p.code for p in chosen])
             proposal = self.reward.mutate(genes, taus, kept, seed)
+            if proposal.code is None:
+                proposal = Proposal(proposal.z + self._towards_observation(chosen))
         return self._promising(operator, proposal, taus, [p.id for p in chosen], count)
+
+    def _towards_observation(self, parents: list[Individual]) -> Array:
+        """Steps `[parents, *latent]` that should take the parents' traffic to what was observed; of random boldness.
+
+        Departs from the paper, whose mutations learn nothing from where the traffic was wrong.
+        """
+        if len(self.guides) < min(self.settings.population, SURROGATE_SAMPLES):
+            return np.zeros((len(parents), *self.shape), np.float32)
+        observed = ~np.isnan(self.target.values)
+        z, quantity, rung = (np.stack([np.asarray(row[i]) for row in self.guides]) for i in range(3))
+        kalman = EnsembleKalman(z.reshape(len(z), -1), quantity[:, observed], rung)
+        residual = np.stack([(self.target.values - self._level(one))[observed] for one in parents])
+        rng = child_rng(self.seed, "guidance", self.state.generation)
+        step = kalman.step(residual, 10 ** rng.uniform(*DAMPING, len(parents)))
+        step *= rng.uniform(0.0, 1.0, (len(parents), 1)).astype(np.float32)
+        return step.reshape(len(parents), *self.shape)
+
+    def _level(self, one: Individual) -> Array:
+        """What is known of a candidate's series, at the level of the best rung; as observed, where nothing is known."""
+        rung = next((rung for rung in reversed(ORDER) if rung in one.quantity), None)
+        if rung is None:
+            return self.target.values
+        return one.quantity[rung] if rung == "micro" else self.state.correction[rung].apply(one.quantity[rung])
 
     def _promising(
         self, operator: Operator, proposal: Proposal, taus: Array, parents: list[int], count: int
@@ -406,6 +437,9 @@ class Search:
         if one.flows is not None and self.target.by_road:
             self.archive.append((one.flows, quantity, ORDER.index(rung)))
             del self.archive[:-SURROGATE_SAMPLES]
+        if self._guides:
+            self.guides.append((one.z.astype(np.float16), quantity.astype(np.float16), ORDER.index(rung)))
+            del self.guides[: -self._guides]
         if rung == "micro":
             one.estimate = one.error["micro"]
         else:
