@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..policies.policy import Navigation, Navigator
 from ..policies.preferences import HierarchicalPreferences, Rewards, od_groups, rewards_of_weights
 from ..policies.problem import LatentSettings, Problem
 from ..scenarios.demand import PublishedRoutes, Routes, load_demand
+from ..scenarios.edited import Edited
 from ..scenarios.errors import InputError
 from ..scenarios.network import load_network
 from ..scenarios.observed import Kind, Observed, load_observed
@@ -118,6 +120,7 @@ class Truth:
 
     def __init__(self, case: Case) -> None:
         self._case = case
+        self._edited: Edited | None = None
         problem, network = case.problem, case.scenario.network
         self._seed = case.config.target.truth_seed
         self._phi = static_features(network, problem.scaler)
@@ -128,11 +131,33 @@ class Truth:
     def rewards(self, individuals: int = 0) -> Rewards:
         """Rewards of all hidden drivers; another `individuals` puts other people into the same population."""
         demand, network = self._case.scenario.demand, self._case.scenario.network
+        edited = self._edited
         if self._case.config.target.truth == "iid":
             table = iid_rewards(len(demand), network.connection_count, self._seed + 7919 * individuals)
-            return Rewards(table, np.zeros(len(demand), np.float32))
+            if edited is not None:
+                table = self._table_under(edited, table, individuals)
+            return Rewards(table, np.zeros(len(table), np.float32))
         weights = structured_weights(self._groups, len(FEATURES), self._seed, individuals)
-        return rewards_of_weights(weights, self._phi)
+        return rewards_of_weights(weights if edited is None else weights[edited.source], self._phi)
+
+    def under(self, edited: Edited) -> Truth:
+        """The same drivers on an edited network; a copy of a vehicle wants what its original wants."""
+        scenario, problem = edited.scenario, self._case.problem
+        other = copy.copy(self)
+        other._edited = edited
+        other._phi = static_features(scenario.network, problem.scaler)
+        other._navigator = Navigator(
+            scenario.network, scenario.demand, scenario.begin, problem.navigation, self._navigator.bias_scale
+        )
+        return other
+
+    def _table_under(self, edited: Edited, table: NDArray[np.float32], individuals: int) -> NDArray[np.float32]:
+        """I.i.d. rewards by connection of the edited network; new connections have new ones."""
+        after = edited.scenario.network
+        start, end = edited.kept[after.connections].T
+        row = np.where((start >= 0) & (end >= 0), self._case.scenario.network.find_connections(start, end), -1)
+        fresh = iid_rewards(len(table), after.connection_count, self._seed + 7919 * individuals + 1)
+        return np.where(row >= 0, table[:, row], fresh)[edited.source]
 
     def routes(self, queue: NDArray[np.float32], individuals: int = 0) -> Routes:
         """What they drive when they expect the traffic state `queue [roads, minutes]`."""

@@ -79,12 +79,14 @@ class RewardModels:
     bias_scale: float  # s.d. of Q for a driver drawn from the prior: what makes lambda metres (see Navigator)
     network_hash: str  # of the network they were learnt on
     latent: str  # "hier", "token" or "table"
+    solution: str  # digest of the search's result that they were recovered from
 
     def metadata(self) -> dict[str, str]:
         facts: dict[str, Any] = {
             "network_hash": self.network_hash,
             "unit": float(UNIT),
             "latent": self.latent,
+            "solution": self.solution,
             "bias_scale": self.bias_scale,
             "estimate": self.estimate.tolist(),
         }
@@ -138,7 +140,7 @@ def load_rewards(path: Path) -> RewardModels:
         quality = [table.column(name).to_numpy().astype(np.float32) for name in ("r2", "r2_held_out")]
         if not np.isfinite(weights).all():
             raise ValueError("a weight is not finite")
-        hash_, latent = raw["network_hash"], raw["latent"]
+        names_of = (raw["network_hash"], raw["latent"], raw["solution"])
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"{path}: not reward models that this version can use ({error}); `throng report RUN` writes them anew"
@@ -146,7 +148,7 @@ def load_rewards(path: Path) -> RewardModels:
     rows = [slice(i * size, (i + 1) * size) for i in range(count)]
     members = [Recovered(weights[part], quality[0][part], quality[1][part]) for part in rows]
     estimate = np.asarray(facts["estimate"], np.float64)
-    return RewardModels(tuple(names[:size]), members, estimate, scaler, float(facts["bias_scale"]), hash_, latent)
+    return RewardModels(tuple(names[:size]), members, estimate, scaler, float(facts["bias_scale"]), *names_of)
 
 
 class WeightPreferences:
