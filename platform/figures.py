@@ -165,9 +165,8 @@ def _network(data: ReportData) -> Figure:
     widths = density * (0.5 + 0.65 * np.clip(np.nan_to_num(data.lanes), 1, 5))
     lines = [beside(s, (w / 2 + 0.35) * metres) for s, w in zip(data.shapes, widths, strict=True)]
     marked = [line for line, road in zip(lines, data.road_ids, strict=True) if road in data.marks]
-    for axes, (title, values, ramp, scale, label, extend) in zip(
-        figure.subplots(1, 3), _panels(data, data.over_time), strict=True
-    ):
+    panels = zip(figure.subplots(1, 3), _panels(data, data.over_time), strict=True)
+    for axes, (title, values, ramp, scale, label, extend) in panels:
         now = data.on_map(values)
         known = np.isfinite(now)
         sign = -1 if data.low_is_bad and values is not data.difference else 1  # the worst are drawn last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from .summary import ENSEMBLE_FILE
 from .workbench import workbench
 
 Array = NDArray[np.float32]
+Number = Callable[[Outcome], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +76,8 @@ def what_if(run: Path, edits: Edits, name: str | None, seeds: int, members: int,
     if edits.empty:
         raise InputError("no edit given; `throng whatif --help` lists them, e.g. --close ROAD")
     store = RunStore.open(run)
-    path = store.directory / "solution.safetensors"
-    if not path.exists() or store.read_json("evaluation.json") is None:
+    path, evaluation = store.directory / "solution.safetensors", store.read_json("evaluation.json")
+    if not path.exists() or evaluation is None:
         raise InputError(f"{run}: the run is not finished; go on with the same `throng run` command first")
     directory = run / "whatif" / (name or edits.name())
     asked = json.loads(json.dumps(dataclasses.asdict(edits), default=str))
@@ -91,7 +93,7 @@ def what_if(run: Path, edits: Edits, name: str | None, seeds: int, members: int,
             progress.phase("what if")
             drivers = ensemble(models, solution, members)
             pairs = simulate(bench, edited, drivers, seeds, models.bias_scale, progress)
-            result = _result(case, edits, edited, models, pairs, seeds, store.read_json("evaluation.json"))
+            result = _result(case, edits, edited, models, pairs, seeds, evaluation)
             errors = [bench.target.rmse(bench.target.quantity(o.macro)) for p in pairs for o in p.before if o.macro]
             result.fit["before"] = float(np.mean(errors))
         _write_tables(result, directory)
@@ -132,15 +134,15 @@ def _result(
     before, after = (_onto(ids, net.road_ids, side) for net, side in zip((old, new), sides, strict=True))
     outcomes = [[pair.before for pair in pairs], [pair.after for pair in pairs]]
     depart = [scenario.demand.depart for scenario in (case.scenario, edited.scenario)]
+    numbers: dict[str, list[Number]] = {
+        "total queue": [_total_queue] * 2,
+        "travel time, arrived": [_travel_time] * 2,
+        "time under way, all": [_under_way(departures, case.scenario.end) for departures in depart],
+        "arrived": [_arrived] * 2,
+        "teleports": [_teleports] * 2,
+    }
     totals = {
-        name: effect(*(_each(side, number) for side, number in zip(outcomes, numbers, strict=True)))
-        for name, numbers in {
-            "total queue": [_total_queue] * 2,
-            "travel time, arrived": [_travel_time] * 2,
-            "time under way, all": [_under_way(departures, case.scenario.end) for departures in depart],
-            "arrived": [_arrived] * 2,
-            "teleports": [_teleports] * 2,
-        }.items()
+        name: effect(_each(outcomes[0], first), _each(outcomes[1], second)) for name, (first, second) in numbers.items()
     }
     fit = {"run": evaluation["rows"][0]["rmse"], "floor": evaluation["floor"]}
     roads = effect(before.mean(axis=-1), after.mean(axis=-1))
@@ -157,7 +159,7 @@ def _onto(ids: list[str], rows: tuple[str, ...], queues: Array) -> Array:
     return out
 
 
-def _each(side: list[list[Outcome]], number: Any) -> NDArray[np.float64]:
+def _each(side: list[list[Outcome]], number: Number) -> NDArray[np.float64]:
     """[members, seeds]"""
     return np.array([[number(outcome) for outcome in seeds] for seeds in side], np.float64)
 
@@ -173,7 +175,7 @@ def _travel_time(outcome: Outcome) -> float:
     return float(outcome.travel_time[arrived].mean()) if arrived.any() else float("nan")
 
 
-def _under_way(depart: NDArray[np.float64], end: float) -> Any:
+def _under_way(depart: NDArray[np.float64], end: float) -> Number:
     def number(outcome: Outcome) -> float:
         assert outcome.travel_time is not None
         return float(np.where(np.isfinite(outcome.travel_time), outcome.travel_time, end - depart).mean())

@@ -1,4 +1,4 @@
-"""The report of a what-if: the page and pictures of a run's report, with before and after in place of observed and simulated."""
+"""The report of a what-if: the page and pictures of a run's report, with before and after for observed and simulated."""
 
 from __future__ import annotations
 
