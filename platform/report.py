@@ -150,9 +150,9 @@ class ReportData:
 
     @cached_property
     def counted(self) -> NDArray[np.bool_]:
-        """[m, T] cells that totals count: the observed ones, or all where only the cluster was observed."""
+        """[m, T] cells that totals count: the observed ones; all of a what-if, and where only the cluster was observed."""
         known = ~np.isnan(self.observed)
-        return known if known.any() else np.ones_like(known)
+        return known if known.any() and self.baseline is None else np.ones_like(known)
 
     @property
     def scope(self) -> str:
