@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,8 +87,10 @@ def what_if(run: Path, edits: Edits, name: str | None, seeds: int, members: int,
         case = load_case(store.config(), Path(scratch))
         solution = Solution.load(path)
         models = _models(store, case, solution)
-        edited = apply_edits(case.scenario, edits, directory, child_seed(case.config.seed, "demand scale"))
+        draft = Path(scratch) / "edited"
+        edited = apply_edits(case.scenario, edits, draft, child_seed(case.config.seed, "demand scale"))
         directory.mkdir(parents=True, exist_ok=True)
+        edited = _kept(edited, draft, directory)
         write_atomic(directory / "edits.json", lambda p: p.write_text(json.dumps(asked, indent=1)))
         with Progress(console) as progress, workbench(case.config, store, progress, case) as bench:
             progress.phase("what if")
@@ -104,6 +107,17 @@ def _require_same(directory: Path, asked: dict[str, Any]) -> None:
     path = directory / "edits.json"
     if path.exists() and json.loads(path.read_text()) != asked:
         raise InputError(f"{directory}: holds another what-if (see {path.name} there); choose another --name")
+
+
+def _kept(edited: Edited, draft: Path, directory: Path) -> Edited:
+    """With the edited network beside the results: to look at, and where workers on other machines may read it."""
+    network = edited.scenario.network
+    if network.path.parent != draft:  # no road was edited, or the user's own file is the edit
+        return edited
+    path = directory / network.path.name
+    write_atomic(path, lambda temporary: shutil.copyfile(network.path, temporary))
+    scenario = dataclasses.replace(edited.scenario, network=dataclasses.replace(network, path=path))
+    return dataclasses.replace(edited, scenario=scenario)
 
 
 def _models(store: RunStore, case: Case, solution: Solution) -> RewardModels:

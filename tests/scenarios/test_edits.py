@@ -362,7 +362,8 @@ def test_edits_that_cut_the_town_in_two_are_refused(town: Scenario, tmp_path: Pa
 
 def test_one_way_without_a_way_back_is_refused(netconvert: Callable[..., Path], tmp_path: Path) -> None:
     nodes = '<nodes><node id="a" x="0" y="0"/><node id="b" x="300" y="0"/><node id="c" x="600" y="0"/></nodes>'
-    edges = '<edge id="ab" from="a" to="b"/><edge id="bc" from="b" to="c"/><edge id="foot" from="c" to="b" allow="pedestrian"/>'
+    edges = '<edge id="ab" from="a" to="b"/><edge id="bc" from="b" to="c"/>'
+    edges += '<edge id="foot" from="c" to="b" allow="pedestrian"/>'
     path = netconvert(nodes, f"<edges>{edges}</edges>")
     (tmp_path / "t.rou.xml").write_text('<routes><trip id="0" depart="0" from="ab" to="bc"/></routes>')
     loaded = load_demand([tmp_path / "t.rou.xml"], load_network(path), 0, 60)
