@@ -19,6 +19,7 @@ from throng.scenarios.demand import load_demand
 from throng.scenarios.edited import apply_edits
 from throng.scenarios.edits import Edits
 from throng.scenarios.errors import InputError
+from throng.scenarios.net_patch import patch
 from throng.scenarios.network import RoadNetwork, load_network
 from throng.scenarios.scenario import Scenario
 from throng.scenarios.town import write_town
@@ -180,6 +181,18 @@ def test_no_edit_changes_nothing(town: Scenario, tmp_path: Path) -> None:
     np.testing.assert_array_equal(edited.scenario.demand.origin, town.demand.origin)
     assert not edited.moved
     assert not list(tmp_path.iterdir())
+
+
+def test_netconvert_would_change_more_than_the_edit(sumo_data: Path, tmp_path: Path) -> None:
+    """Why files are patched: cologne8 read and written by netconvert has other lengths. If it no longer had, use netconvert."""
+    path, again = sumo_data / "RESCO/cologne8/cologne8.net.xml", tmp_path / "again.net.xml"
+    subprocess.run([str(NETCONVERT), "-s", str(path), "-o", str(again)], check=True, capture_output=True)
+    old, new = load_network(path), load_network(again)
+    assert old.road_ids == new.road_ids
+    assert np.abs(old.length - new.length).max() > 10
+    patched = patch(path.read_text(), [], [], {old.road_ids[0]: 5.0}, ["passenger"])
+    (tmp_path / "patched.net.xml").write_text(patched)
+    np.testing.assert_array_equal(load_network(tmp_path / "patched.net.xml").length, old.length)
 
 
 # ---- demand -----------------------------------------------------------------------------------------------------------
