@@ -23,8 +23,8 @@ class Effect:
     change: Array  # after - before, mean over members and seeds
     low: Array  # of the `LEVEL` interval of the change; NaN where one member and one seed tell no spread
     high: Array
-    sd_seeds: Array  # of the change, between seeds of one explanation
-    sd_members: Array  # of the change, between explanations, less what seeds account for
+    sd_seeds: Array  # of the change, between seeds of one explanation; NaN: one seed cannot tell
+    sd_members: Array  # of the change, between explanations, less what seeds account for; NaN: too few to tell
 
     @property
     def clear(self) -> NDArray[np.bool_]:
@@ -69,9 +69,10 @@ def effect(before: ArrayLike, after: ArrayLike, level: float = LEVEL) -> Effect:
         variance = within / seeds if seeds > 1 else np.full(change.shape[2:], np.nan)
         freedom = np.full(change.shape[2:], float(max(seeds - 1, 1)))
         between = np.zeros(change.shape[2:])
+    unknown = np.full(change.shape[2:], np.nan)
     half = student.ppf(0.5 + level / 2, freedom) * np.sqrt(variance)
     mean = change.mean(axis=(0, 1))
     return Effect(
         first.mean(axis=(0, 1)), second.mean(axis=(0, 1)), mean, mean - half, mean + half,
-        np.sqrt(within), np.sqrt(between),
+        np.sqrt(within) if seeds > 1 else unknown, np.sqrt(between) if min(members, seeds) > 1 else unknown,
     )  # fmt: skip

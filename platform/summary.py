@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -83,9 +84,14 @@ def export_rewards(store: RunStore, case: Case, model: PreferenceModel, solution
     """
     network, demand = case.scenario.network, case.scenario.demand
     models = reward_models(case, model, solution)
+    known: RewardModels | None = None
     ensemble = store.directory / ENSEMBLE_FILE
-    if ensemble.exists() and (before := load_rewards(ensemble)).solution == models.solution:
-        require_network(before, network, ensemble)
+    with contextlib.suppress(InputError):  # not there yet, or damaged: it is written now
+        before = load_rewards(ensemble)
+        if before.solution == models.solution:
+            known = before
+    if known is not None:
+        require_network(known, network, ensemble)
     routes = case.problem.navigator(model).routes(model.decode(solution.z[0]), solution.tau[0])
     ids = np.asarray(network.road_ids, dtype=object)
     columns: dict[str, Any] = {

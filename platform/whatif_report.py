@@ -46,6 +46,7 @@ def _data(result: WhatIf) -> ReportData:
     before = result.before.reshape(-1, *result.before.shape[2:])
     after = result.after.reshape(-1, *result.after.shape[2:])
     changed = [i for i in np.argsort(-np.nan_to_num(np.abs(roads.change), nan=-1.0)) if np.isfinite(roads.change[i])]
+    sides = {"low": roads.low, "high": roads.high}
     return ReportData(
         title=f"What if: {', '.join(result.edits.words())} ({case.config.name})",
         summary=_facts(result),
@@ -61,7 +62,8 @@ def _data(result: WhatIf) -> ReportData:
         history={},
         levels=[],
         preferences=[
-            {"feature": result.road_ids[i], "mean": roads.change[i], "low": roads.low[i], "high": roads.high[i]}
+            {"feature": result.road_ids[i], "mean": float(roads.change[i])}
+            | {key: float(side[i] if np.isfinite(side[i]) else roads.change[i]) for key, side in sides.items()}
             for i in changed[:SHOWN]
         ],
         evaluation=[],
@@ -101,10 +103,12 @@ def _signed(value: Any) -> str:
     return ("+" if float(value) > 0 else "") + _cell(value)
 
 
+def _interval(low: Any, high: Any) -> str:
+    return f"{_signed(low)} to {_signed(high)}" if np.isfinite(low) else "–"
+
+
 def _change(one: Effect) -> str:
-    if not np.isfinite(one.low):
-        return _signed(one.change)
-    return f"{_signed(one.change)} ({_signed(one.low)} to {_signed(one.high)})"
+    return _signed(one.change) + (f" ({_interval(one.low, one.high)})" if np.isfinite(one.low) else "")
 
 
 def _road_table(result: WhatIf, changed: list[Any]) -> Section:
@@ -112,7 +116,7 @@ def _road_table(result: WhatIf, changed: list[Any]) -> Section:
     rows = [
         [
             result.road_ids[i], result.edited.marks.get(result.road_ids[i], ""), _cell(roads.before[i]),
-            _cell(roads.after[i]), _signed(roads.change[i]), f"{_signed(roads.low[i])} to {_signed(roads.high[i])}",
+            _cell(roads.after[i]), _signed(roads.change[i]), _interval(roads.low[i], roads.high[i]),
             "yes" if roads.clear[i] else "no",
         ]
         for i in changed
@@ -142,8 +146,8 @@ def _sureness(result: WhatIf) -> Section:
     rows = [
         [
             name, TOTALS[name], _cell(one.before), _cell(one.after), _signed(one.change),
-            f"{_signed(one.low)} to {_signed(one.high)}" if np.isfinite(one.low) else "–",
-            "yes" if one.clear else "no", _cell(one.sd_seeds), _cell(one.sd_members) if members > 1 else "–",
+            _interval(one.low, one.high),
+            "yes" if one.clear else "no", _cell(one.sd_seeds), _cell(one.sd_members),
         ]
         for name, one in result.totals.items()
     ]  # fmt: skip

@@ -57,6 +57,7 @@ def test_a_change_that_never_varies_is_certain_and_no_change_is_none() -> None:
 def test_one_simulation_tells_no_spread_and_closed_roads_no_change() -> None:
     found = effect(np.zeros((1, 1, 2)), np.array([[[1.0, np.nan]]]))
     assert np.isnan(found.low).all()
+    assert np.isnan(found.sd_seeds).all() and np.isnan(found.sd_members).all()
     assert not found.clear.any()
     row = effect(np.zeros((1, 1)), np.ones((1, 1))).row()
     assert (row["change"], row["low"], row["excludes_zero"]) == (1.0, None, False)

@@ -272,6 +272,24 @@ def test_other_latents_and_live_routing_have_what_ifs(tmp_path: Path, more: tupl
     assert ("reproduce a share" in page) == (r2 < 0.999)
 
 
+def test_one_explanation_and_one_seed_have_a_report_without_intervals(finished: Path, tmp_path: Path) -> None:
+    path = what_if(copied(finished, tmp_path), Edits.parse(demand_scale=0.8), None, 1, 1, QUIET)
+    summary = json.loads((path.parent / "whatif.json").read_text())
+    assert summary["effects"]["total queue"]["low"] is None
+    assert summary["effects"]["arrived"]["change"] < 0
+    assert "One explanation only" in path.read_text()
+    assert "nan" not in path.read_text().partition('<script type="application/json"')[0]
+
+
+def test_a_damaged_export_is_written_anew(finished: Path, tmp_path: Path) -> None:
+    directory = copied(finished, tmp_path)
+    (directory / ENSEMBLE_FILE).write_bytes(b"torn")
+    with pytest.raises(InputError, match="writes it anew"):
+        what_if(directory, Edits.parse(close=["C1C2"]), None, 1, 1, QUIET)
+    cli._finish(directory)
+    assert load_rewards(directory / ENSEMBLE_FILE).vehicles == load_rewards(finished / ENSEMBLE_FILE).vehicles
+
+
 # ---- what is refused --------------------------------------------------------------------------------------------------
 
 

@@ -184,7 +184,7 @@ def test_no_edit_changes_nothing(town: Scenario, tmp_path: Path) -> None:
 
 
 def test_netconvert_would_change_more_than_the_edit(sumo_data: Path, tmp_path: Path) -> None:
-    """Why files are patched: cologne8 read and written by netconvert has other lengths. If it no longer had, use netconvert."""
+    """Why files are patched: cologne8, read and written by netconvert, has other lengths."""
     path, again = sumo_data / "RESCO/cologne8/cologne8.net.xml", tmp_path / "again.net.xml"
     subprocess.run([str(NETCONVERT), "-s", str(path), "-o", str(again)], check=True, capture_output=True)
     old, new = load_network(path), load_network(again)
