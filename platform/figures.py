@@ -22,7 +22,8 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from .report import ReportData, Words
+    from .report import ReportData
+    from .report_words import Words
 
 THEMES = ("light", "dark")
 INK, MUTED, FAINT = "#1d2126", "#5c636b", "#d9dce0"
@@ -136,7 +137,7 @@ def _panels(data: ReportData, over_time: bool) -> list[tuple[str, NDArray[Any], 
     of = f"mean of {data.seeds} {words.sample}" if data.seeds > 1 else "1 seed"
     label, extend = f"{data.kind}, {data.unit}", "max" if more else "neither"
     return [
-        (first, data.observed, ramp, scale, label, extend),
+        (first if data.baseline is None else f"{first}, {of}", data.observed, ramp, scale, label, extend),
         (f"{second}, {of}", data.mean, ramp, scale, label, extend),
         (
             difference,

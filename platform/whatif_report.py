@@ -9,7 +9,8 @@ import numpy as np
 
 from .check import TELEPORTS
 from .effects import Effect
-from .report import ReportData, Section, Words, format_number, write_report
+from .report import ReportData, format_number, write_report
+from .report_words import Section, Words
 from .whatif import TOTALS, WhatIf
 
 SHOWN = 20  # roads in the chart of changes
