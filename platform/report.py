@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import figures
-from .report_words import Section, Words
+from .report_words import OF_A_RUN, Section, Words
 
 TOP = 50  # roads in the heat map, as in MASDiff's Figs 7-9
 _EVALUATION = {  # key of a row of `throng evaluate` -> heading; {unit} is filled in
@@ -64,7 +64,7 @@ class ReportData:
     evaluation: list[dict[str, Any]]  # rows of `throng evaluate`: method and the keys of `_EVALUATION`
     notes: list[str]  # limits, printed at the end
     config: str  # YAML
-    words: Words = Words()
+    words: Words = OF_A_RUN
     baseline: NDArray[Any] | None = None  # [seeds, m, T] simulations of which `observed` is the mean
     marks: dict[str, str] = field(default_factory=dict)  # roads to mark on the maps, and why
     rank: NDArray[Any] | None = None  # [m] roads are listed by it, largest first; None: by congestion

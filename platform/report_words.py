@@ -43,3 +43,6 @@ class Section:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]  # the first cell names the row
     folded: str = ""  # what to click for the table; "": it is shown
+
+
+OF_A_RUN = Words()
