@@ -2,8 +2,8 @@
 
 Edits are written as permissions and speeds of single lanes and connections; every other byte of the file stays what it was.
 netconvert, which could do the same, builds the network anew: reading cologne8 (RESCO) and writing it unedited with
-netconvert 1.28 changes lengths by up to 11 m and moves queues as much as another seed does, so an edit's effect would
-drown in its conversion. As no connection goes away, the link numbers of signal programs, in the network or in additional
+netconvert 1.28 changes lengths by up to 11 m, so that before and after would differ by the conversion as well as by the
+edit. As no connection goes away, the link numbers of signal programs, in the network or in additional
 files, stay valid.
 """
 
