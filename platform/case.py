@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..policies.policy import Navigation, Navigator
 from ..policies.preferences import HierarchicalPreferences, Rewards, od_groups, rewards_of_weights
 from ..policies.problem import LatentSettings, Problem
 from ..scenarios.demand import PublishedRoutes, Routes, load_demand
+from ..scenarios.edited import Edited
 from ..scenarios.errors import InputError
 from ..scenarios.network import load_network
 from ..scenarios.observed import Kind, Observed, load_observed
@@ -122,6 +124,7 @@ class Truth:
 
     def __init__(self, case: Case) -> None:
         self._case = case
+        self._edited: Edited | None = None
         problem, network = case.problem, case.scenario.network
         self._seed = case.config.target.truth_seed
         self._phi = static_features(network, problem.scaler)
@@ -134,14 +137,38 @@ class Truth:
     def rewards(self, individuals: int = 0) -> Rewards:
         """Rewards of all hidden drivers; another `individuals` puts other people into the same population."""
         demand, network = self._case.scenario.demand, self._case.scenario.network
+        edited = self._edited
         if self._case.config.target.truth == "iid":
             table = iid_rewards(len(demand), network.connection_count, self._seed + 7919 * individuals)
-            return Rewards(table, np.zeros(len(demand), np.float32))
+            if edited is not None:
+                new = iid_rewards(len(table), len(self._phi), self._seed + 7919 * individuals + 1)
+                table = self._carried(edited, table, new)[edited.source]
+            return Rewards(table, np.zeros(len(table), np.float32))
         weights = structured_weights(self._groups, len(FEATURES), self._seed, individuals)
-        rewards = rewards_of_weights(weights, self._phi)
+        rewards = rewards_of_weights(weights if edited is None else weights[edited.source], self._phi)
         if self._case.config.target.truth == "taste":
-            rewards.static[:] += shared_taste(network.connection_count, self._seed)
+            taste = shared_taste(network.connection_count, self._seed)[None]
+            if edited is not None:
+                taste = self._carried(edited, taste, shared_taste(len(self._phi), self._seed + 1)[None])
+            rewards.static[:] += taste
         return rewards
+
+    def under(self, edited: Edited) -> Truth:
+        """The same drivers on an edited network; a copy of a vehicle wants what its original wants."""
+        scenario, problem = edited.scenario, self._case.problem
+        other = copy.copy(self)
+        other._edited = edited
+        other._phi = static_features(scenario.network, problem.scaler)
+        other._navigator = Navigator(
+            scenario.network, scenario.demand, scenario.begin, self._navigator.navigation, self._navigator.bias_scale
+        )
+        return other
+
+    def _carried(self, edited: Edited, table: NDArray[np.float32], fresh: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What was drawn for each connection `[rows, connections]`, on the edited network; new connections take `fresh`."""
+        start, end = edited.kept[edited.scenario.network.connections].T
+        row = np.where((start >= 0) & (end >= 0), self._case.scenario.network.find_connections(start, end), -1)
+        return np.where(row >= 0, table[:, row], fresh)
 
     def routes(self, queue: NDArray[np.float32], individuals: int = 0) -> Routes:
         """What they drive when they expect the traffic state `queue [roads, minutes]`."""

@@ -1,8 +1,10 @@
-"""The command line: `throng run`, `report`, `evaluate`, `compare`, `scenario check`, `scenario town`."""
+"""The command line: `throng run`, `report`, `evaluate`, `whatif`, `compare`, `scenario check`, `scenario town`."""
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -90,6 +92,54 @@ def evaluate(
         known = references.measure(bench, model, config.report.reference_seeds)
         evaluate_solution(bench, store, model, known, Solution.load(solution), seeds, progress)
     _finish(run)
+
+
+@app.command()
+def whatif(
+    run: RunPath,
+    ban_turn: Annotated[list[str] | None, typer.Option(metavar="FROM:TO", help="Close a turn to cars.")] = None,
+    ban_left_onto: Annotated[
+        list[str] | None, typer.Option(metavar="ROAD", help="Close all left turns onto a road.")
+    ] = None,
+    one_way: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B,C", help="Close the opposite directions of these roads (same junctions, other way)."),
+    ] = None,
+    close: Annotated[list[str] | None, typer.Option(metavar="ROAD", help="Close a road to cars.")] = None,
+    speed: Annotated[list[str] | None, typer.Option(metavar="ROAD=KM/H", help="Set a speed limit.")] = None,
+    demand_scale: Annotated[
+        float, typer.Option(help="Factor on the learnt vehicles: some are copied or left out at random.")
+    ] = 1.0,
+    net: Annotated[
+        Path | None, typer.Option(help="An edited network (.net.xml); roads that it keeps have the same ids.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Folder below RUN/whatif [default: from the edits].")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Simulation seeds, before and after.")] = 4,
+    ensemble: Annotated[int, typer.Option(min=1, max=10, help="Accepted explanations to simulate, best first.")] = 5,
+) -> None:
+    """Edit the network or the demand of a finished run, let its drivers learn their routes again, and compare.
+
+    Roads are SUMO edge ids. Every option of an edit may be repeated, and edits combine. The same command again goes on
+    where it stopped. Files in RUN/whatif/NAME: `report.html`, `whatif.json`, `roads.parquet`, `moved.parquet`.
+    """
+    from ..scenarios.edits import Edits
+    from .whatif import what_if
+
+    if name is not None and not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise InputError(f"--name {name}: expected letters, digits, '.', '_', '+' and '-'")
+    edits = Edits.parse(
+        ban_turn or (), ban_left_onto or (), one_way or (), close or (), speed or (), demand_scale, net
+    )  # fmt: skip
+    path = what_if(run, edits, name, seeds, ensemble, console)
+    table = Table(title=", ".join(edits.words()))
+    for heading in ("", "before", "after", "change", "90 % interval"):
+        table.add_column(heading, justify="right" if heading else "left")
+    effects = json.loads((path.parent / "whatif.json").read_text())["effects"]
+    for label, row in effects.items():
+        cells = ["–" if row[key] is None else f"{row[key]:.1f}" for key in ("before", "after", "change", "low", "high")]
+        table.add_row(f"{label} ({row['unit']})", *cells[:3], f"{cells[3]} to {cells[4]}")
+    console.print(table)
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from .report import ReportData
+    from .report_words import Words
 
 THEMES = ("light", "dark")
 INK, MUTED, FAINT = "#1d2126", "#5c636b", "#d9dce0"
-MODEL, SECOND, MISSING = "#0a66b0", "#b4530a", "#b4b8bd"
+MODEL, SECOND, MISSING, EDIT = "#0a66b0", "#b4530a", "#b4b8bd", "#e0559f"
 DPI = 150
 WIDTH = 13.2  # inches, of the pictures with three panels
 _DIVERGING = {
@@ -51,14 +52,12 @@ def hexes(ramp: Colormap, count: int = 65) -> list[str]:
 
 
 def draw(data: ReportData, folder: Path) -> list[Path]:
-    """Draws the five pictures into `folder`; returns their paths."""
-    pictures = {
-        "network": _network(data),
-        "curves": _curves(data),
-        "error": _error(data),
-        "preferences": _preferences(data),
-        "heatmap": _heatmap(data),
-    }
+    """Draws the pictures into `folder`; returns their paths."""
+    pictures = {"network": _network(data), "curves": _curves(data), "heatmap": _heatmap(data)}
+    if data.baseline is None:
+        pictures |= {"error": _error(data), "preferences": _preferences(data)}
+    else:
+        pictures["changes"] = _preferences(data)
     paths = []
     for name, figure in pictures.items():
         path = folder / f"{name}.png"
@@ -129,18 +128,19 @@ def _sentence(figure: Figure, text: str) -> Figure:
     return figure
 
 
-def _panels(data: ReportData) -> list[tuple[str, NDArray[Any], Colormap, Normalize, str, str]]:
+def _panels(data: ReportData, over_time: bool) -> list[tuple[str, NDArray[Any], Colormap, Normalize, str, str]]:
     """Title, [m, T], ramp, scale, label and `extend` of the colour bar: observed, simulated, difference."""
-    end, more = data.limit
-    widest, beyond = data.difference_limit
+    (end, more), (widest, beyond) = data.mean_limits if over_time else (data.limit, data.difference_limit)
+    words = data.words
+    first, second, difference = (_capital(name) for name in (words.first, words.second, words.difference))
     ramp, scale = sequential(data, "light"), Normalize(0, end)
-    of = "1 seed" if data.seeds == 1 else f"mean of {data.seeds} seeds"
+    of = f"mean of {data.seeds} {words.sample}" if data.seeds > 1 else "1 seed"
     label, extend = f"{data.kind}, {data.unit}", "max" if more else "neither"
     return [
-        ("Observed", data.observed, ramp, scale, label, extend),
-        (f"Simulated, {of}", data.mean, ramp, scale, label, extend),
+        (first if data.baseline is None else f"{first}, {of}", data.observed, ramp, scale, label, extend),
+        (f"{second}, {of}", data.mean, ramp, scale, label, extend),
         (
-            "Simulated − observed",
+            difference,
             data.difference,
             diverging("light"),
             Normalize(-widest, widest),
@@ -148,6 +148,10 @@ def _panels(data: ReportData) -> list[tuple[str, NDArray[Any], Colormap, Normali
             "both" if beyond else "neither",
         ),
     ]
+
+
+def _capital(name: str) -> str:
+    return name[:1].upper() + name[1:]
 
 
 def _network(data: ReportData) -> Figure:
@@ -161,11 +165,15 @@ def _network(data: ReportData) -> Figure:
     density = np.clip(11 * np.sqrt(panel * tall / len(data.shapes)), 0.8, 2.0)
     widths = density * (0.5 + 0.65 * np.clip(np.nan_to_num(data.lanes), 1, 5))
     lines = [beside(s, (w / 2 + 0.35) * metres) for s, w in zip(data.shapes, widths, strict=True)]
-    for axes, (title, values, ramp, scale, label, extend) in zip(figure.subplots(1, 3), _panels(data), strict=True):
-        now = values[:, data.peak]
+    marked = [line for line, road in zip(lines, data.road_ids, strict=True) if road in data.marks]
+    panels = zip(figure.subplots(1, 3), _panels(data, data.over_time), strict=True)
+    for axes, (title, values, ramp, scale, label, extend) in panels:
+        now = data.on_map(values)
         known = np.isfinite(now)
         sign = -1 if data.low_is_bad and values is not data.difference else 1  # the worst are drawn last
         order = np.argsort(np.where(known, sign * np.abs(now), -np.inf), kind="stable")
+        if marked:
+            axes.add_collection(LineCollection(marked, colors=EDIT, linewidths=6.0, capstyle="round"))
         axes.add_collection(LineCollection(lines, colors=MISSING, linewidths=np.where(known, widths + 0.7, 0.8)))
         roads = [i for i in order if known[i]]
         axes.add_collection(
@@ -179,11 +187,14 @@ def _network(data: ReportData) -> Figure:
         axes.set_aspect("equal")
         axes.set_xlim(low[0] - 0.02 * size.max(), high[0] + 0.02 * size.max())
         axes.set_ylim(low[1] - 0.02 * size.max(), high[1] + 0.02 * size.max())
-        _plain(axes, f"{title}, minute {data.peak + 1}")
+        _plain(axes, f"{title}, {data.when}")
         axes.set_axis_off()
         _colour_bar(figure, axes, ramp, scale, label, extend)
-    if np.isnan(data.observed[:, data.peak]).any():
-        figure.supxlabel("Thin grey: not observed in this minute", fontsize=8.5, color=MUTED)
+    notes = [f"thick pink: edited ({'; '.join(sorted(set(data.marks.values()))[:4])})"] if marked else []
+    if np.isnan(data.on_map(data.difference)).any():
+        notes.append(f"thin grey: {data.words.missing}" + ("" if data.over_time else " in this minute"))
+    if notes:
+        figure.supxlabel(_literal(_capital("; ".join(notes))), fontsize=8.5, color=MUTED)
     return figure
 
 
@@ -204,19 +215,31 @@ def _colour_bar(figure: Figure, axes: Axes, ramp: Colormap, scale: Normalize, la
     bar.outline.set_edgecolor(FAINT)
 
 
-def _series(axes: Axes, observed: NDArray[Any], simulated: NDArray[Any], prior: NDArray[Any] | None) -> None:
-    """One macro curve: observed [T], simulated [seeds, T] as mean and range, the prior's [T]."""
+def _series(
+    axes: Axes,
+    words: Words,
+    observed: NDArray[Any],
+    simulated: NDArray[Any],
+    prior: NDArray[Any] | None,
+    baseline: NDArray[Any] | None = None,
+) -> None:
+    """One macro curve: observed [T], simulated [seeds, T] as mean and range, the prior's [T]; what is behind observed."""
     minute = np.arange(1, len(observed) + 1)
     mark = "o" if len(observed) == 1 else None
     if prior is not None:
         axes.plot(minute, prior, color=MUTED, linewidth=1.3, linestyle=(0, (4, 3)), marker=mark, label="prior mean")
+    if baseline is not None and len(baseline) > 1:
+        axes.fill_between(
+            minute, baseline.min(axis=0), baseline.max(axis=0), color=INK, alpha=0.13, linewidth=0,
+            label=f"{words.first}, range of {len(baseline)} {words.sample}",
+        )  # fmt: skip
     if len(simulated) > 1:
         axes.fill_between(
             minute, simulated.min(axis=0), simulated.max(axis=0), color=MODEL, alpha=0.22, linewidth=0,
-            label=f"simulated, range of {len(simulated)} seeds",
+            label=f"{words.second}, range of {len(simulated)} {words.sample}",
         )  # fmt: skip
-    axes.plot(minute, simulated.mean(axis=0), color=MODEL, linewidth=1.9, marker=mark, label="simulated, mean")
-    axes.plot(minute, observed, color=INK, linewidth=1.9, marker=mark, label="observed")
+    axes.plot(minute, simulated.mean(axis=0), color=MODEL, linewidth=1.9, marker=mark, label=f"{words.second}, mean")
+    axes.plot(minute, observed, color=INK, linewidth=1.9, marker=mark, label=words.first)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(*((1, len(minute)) if len(minute) > 1 else (0.5, 1.5)))
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
@@ -227,12 +250,13 @@ def _curves(data: ReportData) -> Figure:
     figure = _figure(WIDTH if data.lcc else WIDTH * 0.62, 4.2)
     panels = figure.subplots(1, 2 if data.lcc else 1, squeeze=False)[0]
     prior = None if data.prior is None else data.total(data.prior)
-    _series(panels[0], data.total_observed, data.total_simulated, prior)
+    baseline = None if data.baseline is None else data.total(data.baseline)
+    _series(panels[0], data.words, data.total_observed, data.total_simulated, prior, baseline)
     what = "Mean" if data.low_is_bad else "Total"
     _plain(panels[0], f"{what} {data.kind} of {data.scope}", "minute", f"{data.kind}, {data.unit}")
     panels[0].set_ylim(bottom=0)
     if data.lcc:
-        _series(panels[1], data.lcc[0], data.lcc[1], None)
+        _series(panels[1], data.words, data.lcc[0], data.lcc[1], None)
         _plain(panels[1], "Largest functional cluster", "minute", "share of all roads")
         panels[1].set_ylim(0, 1.02)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -291,7 +315,7 @@ def _preferences(data: ReportData) -> Figure:
     if not rows:
         return _sentence(
             _figure(WIDTH * 0.62, 1.6),
-            "The latent has no named features (a table): there are no preferences to draw.",
+            data.words.no_effects,
         )
     figure = _figure(WIDTH * 0.62, 1.5 + 0.34 * len(rows))
     axes = figure.subplots()
@@ -299,7 +323,7 @@ def _preferences(data: ReportData) -> Figure:
     truths = [(i, row["truth"]) for i, row in enumerate(rows) if row.get("truth") is not None]
     axes.axvline(0, color=MUTED, linewidth=1)
     axes.hlines(place, [r["low"] for r in rows], [r["high"] for r in rows], color=MODEL, linewidth=3, alpha=0.45)
-    axes.plot([r["mean"] for r in rows], place, "o", color=MODEL, markersize=6.5, label="mean of the ensemble")
+    axes.plot([r["mean"] for r in rows], place, "o", color=MODEL, markersize=6.5, label=data.words.dot)
     if truths:
         axes.plot(
             [value for _, value in truths], [i for i, _ in truths], "D",
@@ -309,8 +333,8 @@ def _preferences(data: ReportData) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     reach = max(abs(value) for row in rows for value in (row["low"], row["high"], row["mean"], row.get("truth") or 0))
     axes.set_xlim(-1.08 * (reach or 1), 1.08 * (reach or 1))
-    _plain(axes, "", "← drivers avoid it     reward per standard deviation of the feature     drivers like it →")
-    axes.set_title("Population preferences, 90 % interval", loc="left", fontsize=10.5, fontweight="bold", color=INK)
+    _plain(axes, "", f"← {data.words.lower}     {data.words.effect}     {data.words.higher} →")
+    axes.set_title(data.words.effects_title, loc="left", fontsize=10.5, fontweight="bold", color=INK)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -322,7 +346,7 @@ def _heatmap(data: ReportData) -> Figure:
     figure = _figure(WIDTH, 1.6 + 0.125 * max(count, 12))
     all_axes = figure.subplots(1, 3, sharey=True)
     extent = (0.5, data.minutes + 0.5, count + 0.5, 0.5)
-    for axes, (title, values, ramp, scale, label, extend) in zip(all_axes, _panels(data), strict=True):
+    for axes, (title, values, ramp, scale, label, extend) in zip(all_axes, _panels(data, False), strict=True):
         axes.set_facecolor(MISSING)
         axes.imshow(values[data.top], cmap=ramp, norm=scale, aspect="auto", interpolation="nearest", extent=extent)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -332,5 +356,5 @@ def _heatmap(data: ReportData) -> Figure:
     names = [name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}" for name in names]
     all_axes[0].set_yticks(np.arange(1, count + 1), [_literal(name) for name in names])
     all_axes[0].tick_params(axis="y", labelsize=6.5, length=0)
-    all_axes[0].set_ylabel(f"the {count} {data.worst} roads, worst first", fontsize=9.5, color=INK)
+    all_axes[0].set_ylabel(f"the {count} {data.worst} roads, from the top", fontsize=9.5, color=INK)
     return figure

@@ -8,6 +8,7 @@ drawn by the page's own script, which never turns a string of the data into mark
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import math
@@ -15,7 +16,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import figures
+from .report_words import OF_A_RUN, Section, Words
 
 TOP = 50  # roads in the heat map, as in MASDiff's Figs 7-9
 _EVALUATION = {  # key of a row of `throng evaluate` -> heading; {unit} is filled in
@@ -39,7 +41,10 @@ _EVALUATION = {  # key of a row of `throng evaluate` -> heading; {unit} is fille
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """What a report shows: m roads, T minutes. NaN in a macro series: nothing was measured there."""
+    """What a report shows: m roads, T minutes. NaN in a macro series: nothing was measured there.
+
+    With a `baseline`, both sides are simulated: a what-if. Its maps show means over time, and it has no search to show.
+    """
 
     title: str  # "town: 45 junctions, 114 roads, 1,557 vehicles, 30 minutes"
     summary: list[tuple[str, str]]  # key facts: label, value
@@ -59,12 +64,19 @@ class ReportData:
     evaluation: list[dict[str, Any]]  # rows of `throng evaluate`: method and the keys of `_EVALUATION`
     notes: list[str]  # limits, printed at the end
     config: str  # YAML
+    words: Words = OF_A_RUN
+    baseline: NDArray[Any] | None = None  # [seeds, m, T] simulations of which `observed` is the mean
+    marks: dict[str, str] = field(default_factory=dict)  # roads to mark on the maps, and why
+    rank: NDArray[Any] | None = None  # [m] roads are listed by it, largest first; None: by congestion
+    sections: Sequence[Section] = ()
 
     def __post_init__(self) -> None:
         roads, given, lcc = len(self.road_ids), self.observed.shape, self.lcc
         if self.observed.ndim != 2 or len(self.observed) != roads or not self.observed.size:
             raise ValueError(f"observed has shape {given}, expected [{roads} roads, minutes >= 1]")
         expected = {"simulated": self.simulated.shape[1:]}
+        if self.baseline is not None:
+            expected["baseline"] = self.baseline.shape[1:]
         if self.prior is not None:
             expected["prior"] = self.prior.shape
         for name, shape in expected.items():
@@ -96,13 +108,13 @@ class ReportData:
     @property
     def worst(self) -> str:
         """What the first roads of `order` are called."""
-        return {"speed": "slowest", "count": "busiest"}.get(self.kind, "most congested")
+        return self.words.roads or {"speed": "slowest", "count": "busiest"}.get(self.kind, "most congested")
 
     @cached_property
     def counted(self) -> NDArray[np.bool_]:
-        """[m, T] cells that totals count: the observed ones, or all where only the cluster was observed."""
+        """[m, T] cells that totals count: the observed ones; all of a what-if, and where only the cluster was observed."""
         known = ~np.isnan(self.observed)
-        return known if known.any() else np.ones_like(known)
+        return known if known.any() and self.baseline is None else np.ones_like(known)
 
     @property
     def scope(self) -> str:
@@ -148,6 +160,8 @@ class ReportData:
 
         In the simulations, where only the cluster was observed.
         """
+        if self.rank is not None:
+            return np.argsort(-np.nan_to_num(self.rank, nan=-np.inf), kind="stable")
         seen = np.isfinite(self.observed).any()
         load = reduce_known(np.nanmean, self.observed if seen else self.mean, 1)
         return np.argsort(load if self.low_is_bad else -load, kind="stable")
@@ -164,6 +178,26 @@ class ReportData:
             if np.isfinite(total).any():
                 return int(np.nanargmin(total) if self.low_is_bad else np.nanargmax(total))
         return 0
+
+    @property
+    def over_time(self) -> bool:
+        """Whether maps begin with means over time: single minutes of a what-if are mostly chance."""
+        return self.baseline is not None
+
+    def on_map(self, values: NDArray[Any]) -> NDArray[Any]:
+        """[m] what of [m, T] a picture of the network shows."""
+        return reduce_known(np.nanmean, values, 1) if self.over_time else values[:, self.peak]
+
+    @property
+    def when(self) -> str:
+        """The time of `on_map`, in words."""
+        return "mean over time" if self.over_time else f"minute {self.peak + 1}"
+
+    @cached_property
+    def mean_limits(self) -> tuple[tuple[float, bool], tuple[float, bool]]:
+        """`limit` and `difference_limit` of means over time."""
+        means = [reduce_known(np.nanmean, series, 1) for series in (self.observed, self.mean, self.difference)]
+        return _upper_end(means[:2]), _upper_end([np.abs(means[2])])
 
     @cached_property
     def limit(self) -> tuple[float, bool]:
@@ -196,13 +230,17 @@ def write_report(data: ReportData, directory: Path) -> Path:
 
 def render(data: ReportData) -> str:
     """The page. Placeholders are filled in one pass, so that `{{...}}` inside the data stays what it is."""
+    words = data.words
     parts = {
         "title": html.escape(data.title),
         "worst": html.escape(data.worst),
         "facts": "".join(
             f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd></div>" for label, value in data.summary
         ),
+        "effects_heading": html.escape(words.effects),
+        "effects_text": html.escape(words.effects_text),
         "preferences": _preference_table(data),
+        "sections": "".join(_section(f"h-more{i}", one) for i, one in enumerate(data.sections)),
         "levels": _level_table(data),
         "evaluation": _evaluation_table(data),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in data.notes or ["None were noted."]),
@@ -210,6 +248,8 @@ def render(data: ReportData) -> str:
         "data": embed(payload(data)),
     }
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    if data.baseline is not None:
+        template = re.sub(r"<!-- of a run -->.*?<!-- end -->", "", template, flags=re.DOTALL)
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
@@ -231,12 +271,18 @@ def payload(data: ReportData) -> dict[str, Any]:
             np.round((shape - origin).ravel() * 10).astype(int).tolist() for shape in data.shapes
         ],
         "observed": numbers(data.observed),
+        "range0": _range(data.baseline),
+        "words": dataclasses.asdict(data.words),
+        "marks": {str(row): data.marks[road] for row, road in enumerate(data.road_ids) if road in data.marks},
+        "overTime": data.over_time,
+        "meanLimits": data.mean_limits,
         "mean": numbers(data.mean),
         "range": [numbers(reduce_known(f, data.simulated, 0)) for f in extremes] if spread else None,
         "prior": None if data.prior is None else numbers(data.prior),
         "total": {
             "observed": numbers(data.total_observed),
             "mean": numbers(data.total_simulated.mean(axis=0)),
+            "range0": _range(None if data.baseline is None else data.total(data.baseline)),
             "range": [numbers(f(data.total_simulated, axis=0)) for f in (np.min, np.max)] if spread else None,
             "prior": None if data.prior is None else numbers(data.total(data.prior)),
         },
@@ -264,6 +310,13 @@ def payload(data: ReportData) -> dict[str, Any]:
             "range": [numbers(reduce_known(f, seeds, 0)) for f in extremes] if len(seeds) > 1 else None,
         }
     return result
+
+
+def _range(series: NDArray[Any] | None) -> list[Any] | None:
+    """Least and largest over the first axis, where there is more than one simulation."""
+    if series is None or len(series) < 2:
+        return None
+    return [numbers(reduce_known(f, series, 0)) for f in (np.nanmin, np.nanmax)]
 
 
 def embed(value: Any) -> str:
@@ -312,14 +365,26 @@ def _upper_end(arrays: Sequence[NDArray[Any]]) -> tuple[float, bool]:
 
 
 def _preference_table(data: ReportData) -> str:
-    keys = ("mean", "low", "high", "truth")
-    rows = [[str(row["feature"])] + [_number(row.get(key)) for key in keys] for row in data.preferences]
-    return _folded("The same in numbers", ["feature", "mean", "5 %", "95 %", "truth"], rows)
+    keys = ["mean", "low", "high"]
+    if any(row.get("truth") is not None for row in data.preferences) or data.baseline is None:
+        keys.append("truth")
+    rows = [[str(row["feature"])] + [format_number(row.get(key)) for key in keys] for row in data.preferences]
+    return _folded("The same in numbers", [data.words.row, "mean", "5 %", "95 %", "truth"][: len(keys) + 1], rows)
 
 
 def _level_table(data: ReportData) -> str:
-    rows = [[name, _number(mean), _number(sd)] for name, mean, sd in data.levels]
+    rows = [[name, format_number(mean), format_number(sd)] for name, mean, sd in data.levels]
     return _folded("Reference levels in numbers", ["reference", f"mean error, {data.error_unit}", "s.d."], rows)
+
+
+def _section(name: str, section: Section) -> str:
+    table = _table(section.head, section.rows) if section.rows else ""
+    if section.folded and section.rows:
+        table = _folded(html.escape(section.folded), section.head, section.rows)
+    return (
+        f'<section aria-labelledby="{name}"><h2 id="{name}">{html.escape(section.heading)}</h2>'
+        f"<p>{html.escape(section.text)}</p>{table}</section>"
+    )
 
 
 def _folded(summary: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -331,7 +396,7 @@ def _evaluation_table(data: ReportData) -> str:
         return "<p>No evaluation was run.</p>"
     keys = [key for key in _EVALUATION if any(row.get(key) is not None for row in data.evaluation)]
     head = ["method"] + [_EVALUATION[key].format(unit=data.error_unit) for key in keys]
-    rows = [[str(row["method"])] + [_number(row.get(key)) for key in keys] for row in data.evaluation]
+    rows = [[str(row["method"])] + [format_number(row.get(key)) for key in keys] for row in data.evaluation]
     return _table(head, rows)
 
 
@@ -352,7 +417,7 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
-def _number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Three significant digits with a real minus sign; integers in full; a dash for what is not there."""
     if value is None or not math.isfinite(value):
         return "–"

@@ -33,6 +33,7 @@ class Outcome:
     waiting: int
     sumo_seconds: float
     error: str = ""
+    travel_time: Array | None = None  # [vehicles] seconds, NaN: not arrived; where the scenario observes trips
 
     def complete(self, minutes: int) -> bool:
         return self.macro is not None and self.minutes == minutes
@@ -77,6 +78,7 @@ def _outcome(result: Rollout | Failure) -> Outcome:
         result.running,
         result.waiting,
         result.sumo_seconds,
+        travel_time=result.travel_time,
     )
 
 
@@ -88,10 +90,14 @@ def _to_arrays(outcome: Outcome) -> Arrays:
         value = getattr(outcome.macro, name)
         if value is not None:
             arrays[name] = value
+    if outcome.travel_time is not None:
+        arrays["travel_time"] = outcome.travel_time
     return arrays
 
 
 def _from_arrays(arrays: Arrays) -> Outcome:
     macro = Macro(arrays["queue"], arrays.get("speed"), arrays.get("count"))
     minutes, teleports, arrived, running, waiting = (int(value) for value in arrays["counts"])
-    return Outcome(macro, minutes, teleports, arrived, running, waiting, float(arrays["sumo_seconds"]))
+    seconds = float(arrays["sumo_seconds"])
+    travel_time = arrays.get("travel_time")
+    return Outcome(macro, minutes, teleports, arrived, running, waiting, seconds, travel_time=travel_time)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from ..policies.features import FEATURES, MEANING, STATIC, static_features
-from ..policies.preferences import UNIT, HierarchicalPreferences, PreferenceModel
+from ..policies.preferences import PreferenceModel
+from ..policies.reward_model import RewardModels, load_rewards, recover, require_network
 from ..scenarios.errors import InputError
 from ..scenarios.truths import STRUCTURED, structured_mean
 from .case import Case
@@ -20,6 +21,7 @@ from .experiment import Solution
 from .report import ReportData
 from .store import RunStore, write_atomic
 
+ENSEMBLE_FILE = "rewards_ensemble.parquet"
 NOTES = [
     "Preferences of single drivers are not identified by an aggregate series: many sets of drivers explain the same "
     "queues. Read the population's preferences, and the interval over the accepted explanations, not single vehicles.",
@@ -28,28 +30,32 @@ NOTES = [
 ]
 
 
-def feature_weights(case: Case, model: PreferenceModel, z: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights `[vehicles, features]` of g(features of s, a), per s.d. of a feature.
-
-    Exact for `hier`; for `token` and `table` the least-squares fit on the features (MASDiff, recovery of R_k).
-    """
-    if isinstance(model, HierarchicalPreferences):
-        return model.weights(z)
-    rewards = model.decode(z)
-    phi = static_features(case.scenario.network, case.problem.scaler).astype(np.float64)
-    static = np.linalg.lstsq(phi, rewards.static.T.astype(np.float64), rcond=1e-6)[0].T
-    return (np.column_stack([static, rewards.queue_weight]) / UNIT).astype(np.float32)
+def reward_models(case: Case, model: PreferenceModel, solution: Solution) -> RewardModels:
+    """The recovered reward models of all accepted explanations."""
+    network = case.scenario.network
+    phi = static_features(network, case.problem.scaler)
+    return RewardModels(
+        case.scenario.demand.ids,
+        [recover(model, z, phi) for z in solution.z],
+        solution.estimate,
+        case.problem.scaler,
+        case.problem.navigator(model).bias_scale,
+        network.hash,
+        case.config.latent.kind,
+        solution.digest,
+    )
 
 
 def preferences(case: Case, model: PreferenceModel, solution: Solution) -> list[dict[str, Any]]:
     """Population mean of every feature's weight: mean and 5-95 % range over the ensemble of accepted explanations."""
-    means = np.stack([feature_weights(case, model, z).mean(axis=0) for z in solution.z])
+    phi = static_features(case.scenario.network, case.problem.scaler)
+    means = np.stack([recover(model, z, phi).weights.mean(axis=0) for z in solution.z])
     low, high = np.quantile(means, [0.05, 0.95], axis=0)
     given = case.config.target
     truth = None
     if case.observed is None and given.truth in STRUCTURED:
         truth = structured_mean(len(FEATURES), given.truth_seed)
-    phi = static_features(case.scenario.network, case.problem.scaler)[case.scenario.network.allowed]
+    phi = phi[case.scenario.network.allowed]
     rows = []
     for i, name in enumerate(FEATURES):
         if i < len(STATIC) and np.ptp(phi[:, i]) < 1e-6:
@@ -68,12 +74,24 @@ def preferences(case: Case, model: PreferenceModel, solution: Solution) -> list[
 
 
 def export_rewards(store: RunStore, case: Case, model: PreferenceModel, solution: Solution) -> None:
-    """Writes `rewards.parquet`: the explicit reward model and the route of every vehicle (best explanation).
+    """Writes the reward models: `rewards.parquet`, the best explanation's with the route of every vehicle, and
+    `rewards_ensemble.parquet`, those of all accepted explanations, which `load_rewards` reads.
 
     `r(s, a) = unit * sum_f weight_f * feature_f(s, a)`; features, scaler and the network's hash are in the metadata.
+
+    Raises:
+        InputError: the network is not the one of the models that were exported before.
     """
     network, demand = case.scenario.network, case.scenario.demand
-    weights = feature_weights(case, model, solution.z[0])
+    models = reward_models(case, model, solution)
+    known: RewardModels | None = None
+    ensemble = store.directory / ENSEMBLE_FILE
+    with contextlib.suppress(InputError):  # not there yet, or damaged: it is written now
+        before = load_rewards(ensemble)
+        if before.solution == models.solution:
+            known = before
+    if known is not None:
+        require_network(known, network, ensemble)
     routes = case.problem.navigator(model).routes(model.decode(solution.z[0]), solution.tau[0])
     ids = np.asarray(network.road_ids, dtype=object)
     columns: dict[str, Any] = {
@@ -83,11 +101,9 @@ def export_rewards(store: RunStore, case: Case, model: PreferenceModel, solution
         "destination": ids[demand.destination].tolist(),
         "route": [ids[routes.route(i)].tolist() for i in range(len(routes))],
     }
-    columns |= {f"weight_{name}": weights[:, i] for i, name in enumerate(FEATURES)}
-    metadata = {"network_hash": network.hash, "unit": repr(float(UNIT)), "latent": case.config.latent.kind}
-    metadata |= {f"scaler_{key}": repr(value) for key, value in case.problem.scaler.to_dict().items()}
-    table = pa.table(columns).replace_schema_metadata(metadata)
+    table = pa.table(columns | models.columns(0)).replace_schema_metadata(models.metadata())
     write_atomic(store.directory / "rewards.parquet", lambda path: pq.write_table(table, path))
+    write_atomic(ensemble, lambda path: pq.write_table(models.table(), path))
 
 
 def report_data(store: RunStore, case: Case) -> ReportData:

@@ -42,12 +42,14 @@ class Navigator:
     would make the strength of a preference unlearnable.)
     """
 
-    def __init__(self, network: RoadNetwork, demand: Demand, begin: float, navigation: Navigation) -> None:
+    def __init__(
+        self, network: RoadNetwork, demand: Demand, begin: float, navigation: Navigation, bias_scale: float = 1.0
+    ) -> None:
         self.network = network
         self.demand = demand
         self.navigation = navigation
         self.minute = np.maximum(((demand.depart - begin) // 60).astype(np.int64), 0)
-        self._bias_scale = 1.0
+        self.bias_scale = bias_scale
         self.ahead = distances_ahead(network, demand.destination) if navigation.router == "regret" else None
 
     def calibrate(self, model: PreferenceModel, seed: int = 0) -> None:
@@ -64,12 +66,12 @@ class Navigator:
                 values = state_values(bias, self.network.first, self.network.allowed)
                 bias = bias - values[:, self.network.connections[:, 0]]
             spread.append(bias[:, self.network.allowed].std(axis=1).mean())
-        self._bias_scale = max(float(np.mean(spread)), 1e-9)
+        self.bias_scale = max(float(np.mean(spread)), 1e-9)
 
     @property
     def gain(self) -> float:
         """Metres per unit of Q, of regret, or of reward, as the router uses it."""
-        return self.navigation.lambda_metres / self._bias_scale
+        return self.navigation.lambda_metres / self.bias_scale
 
     def q_values(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
         """Q of vehicles departing in `minute` when roads queue as `queue [roads, minutes]`; `[vehicles, connections]`."""

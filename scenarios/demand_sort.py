@@ -87,7 +87,7 @@ class Sorter:
         }
         if not stuck:
             return network
-        network, hopeless = _with_needed_uturns(network, stuck)
+        network, hopeless = with_needed_uturns(network, stuck)
         lost = [one for one in self.learnt if (one.origin, one.destination) in hopeless]
         self.learnt = [one for one in self.learnt if (one.origin, one.destination) not in hopeless]
         wrong = []
@@ -247,7 +247,7 @@ def _cannot_be_driven(trips: list[Learnt], network: RoadNetwork) -> InputError:
     )
 
 
-def _with_needed_uturns(network: RoadNetwork, pairs: set[tuple[int, int]]) -> tuple[RoadNetwork, set[tuple[int, int]]]:
+def with_needed_uturns(network: RoadNetwork, pairs: set[tuple[int, int]]) -> tuple[RoadNetwork, set[tuple[int, int]]]:
     """Allow the U-turns on the shortest ways (metres) of pairs (from, to); also the pairs without a way."""
     graph = network.graph(network.length, network.allowed | (network.turn == UTURN))
     origins = sorted({origin for origin, _ in pairs})

@@ -22,6 +22,7 @@ class Scenario:
     step_length: float = 1.0  # s
     options: tuple[str, ...] = ()  # further options of the sumo command line, "--name", "value", …
     observe_speed: bool = False  # also record mean speeds and counts (for LCC, speed or count targets)
+    observe_trips: bool = False  # also record when learnt vehicles arrive
     lanes: Literal["max", "sum"] = "max"  # queue of a road: "max" over its lanes (jam length in vehicles) or "sum"
 
     @property

@@ -48,6 +48,7 @@ class Job:
     queue: Array | None = None  # [roads, minutes] the traffic state z is learnt at
     routes: Routes | tuple[str, ...] | None = None
     give_up: GiveUp | None = None
+    world: str = ""  # the problem to simulate in, as added to the pool; "": the pool's own
 
 
 class Pool(Protocol):
@@ -56,6 +57,9 @@ class Pool(Protocol):
     @property
     def restarts(self) -> int:
         """Workers replaced so far."""
+
+    def add(self, world: str, problem: Problem) -> None:
+        """Lets jobs be simulated in another problem: on an edited network, for example."""
 
     def simulate(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Rollout | Failure]]: ...
 
@@ -106,48 +110,73 @@ class LocalPool:
     restarts = 0
 
     def __init__(self, problem: Problem, replan: Replan, deadline: float) -> None:
-        self._problem = problem
-        self._simulator = Simulator(problem, replan, deadline)
+        self._way = (replan, deadline)
+        self._simulators = {"": Simulator(problem, replan, deadline)}
+
+    def add(self, world: str, problem: Problem) -> None:
+        if world not in self._simulators:
+            self._simulators[world] = Simulator(problem, *self._way)
 
     def simulate(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Rollout | Failure]]:
         for job in jobs:
+            simulator = self._simulators[job.world]
             try:
                 routes = None
                 if job.z is not None and job.queue is not None:
-                    routes = self._simulator.learner().routes(job.z, job.queue)
-                yield job.key, self._simulator.simulate(job, routes)
+                    routes = simulator.learner().routes(job.z, job.queue)
+                yield job.key, simulator.simulate(job, routes)
             except RuntimeError as error:
                 yield job.key, Failure(str(error))
 
     def flows(self, candidates: Iterable[tuple[Array, Array]]) -> list[Array]:
-        return self._simulator.flows(list(candidates))
+        return self._simulators[""].flows(list(candidates))
 
     def close(self) -> None:
-        self._simulator.close()
+        for simulator in self._simulators.values():
+            simulator.close()
+
+
+@dataclass(frozen=True)
+class _World:
+    """A problem in the object store; an actor fetches it when it first works on it."""
+
+    name: str
+    reference: Any
+
+    def problem(self) -> Problem:
+        return ray.get(self.reference)
 
 
 class _LearnerActor:
     def __init__(self, problem: Problem) -> None:
         torch.set_num_threads(1)
-        self._learner = Learner(problem)
+        self._learners = {"": Learner(problem)}
 
-    def routes(self, z: Array, queue: Array) -> Routes:
-        return self._learner.routes(z, queue)
+    def routes(self, z: Array, queue: Array, world: _World | None = None) -> Routes:
+        if world is None:
+            return self._learners[""].routes(z, queue)
+        if world.name not in self._learners:
+            self._learners[world.name] = Learner(world.problem())
+        return self._learners[world.name].routes(z, queue)
 
 
 class _RolloutActor:
     def __init__(self, problem: Problem, replan: Replan, deadline: float) -> None:
         torch.set_num_threads(1)
-        self._simulator = Simulator(problem, replan, deadline)
+        self._way = (replan, deadline)
+        self._simulators = {"": Simulator(problem, replan, deadline)}
 
-    def simulate(self, job: Job, routes: Routes | tuple[str, ...] | None) -> Rollout:
-        return self._simulator.simulate(job, routes)
+    def simulate(self, job: Job, routes: Routes | tuple[str, ...] | None, world: _World | None = None) -> Rollout:
+        if world is not None and world.name not in self._simulators:
+            self._simulators[world.name] = Simulator(world.problem(), *self._way)
+        return self._simulators[job.world].simulate(job, routes)
 
     def flows(self, candidates: list[tuple[Array, Array]]) -> list[Array]:
-        return self._simulator.flows(candidates)
+        return self._simulators[""].flows(candidates)
 
     def close(self) -> None:
-        self._simulator.close()
+        for simulator in self._simulators.values():
+            simulator.close()
 
     def process(self) -> int:
         return os.getpid()
@@ -171,6 +200,7 @@ class RayPool:
             options = learner_class.options(num_cpus=0.25, max_task_retries=0)
             return options.remote(shared)
 
+        self._worlds: dict[str, _World | None] = {"": None}
         # A simulation's own deadline comes first; the fleet's is for processes that no longer answer at all.
         self.rollouts = Fleet(rollout, rollouts, deadline=1.5 * deadline + 60.0, restarts=restarts)
         self.learners = Fleet(learner, learners, deadline=deadline + 60.0, restarts=restarts)
@@ -179,28 +209,33 @@ class RayPool:
     def restarts(self) -> int:
         return self.rollouts.restarts + self.learners.restarts
 
+    def add(self, world: str, problem: Problem) -> None:
+        if world not in self._worlds:
+            self._worlds[world] = _World(world, ray.put(problem))
+
     def simulate(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Rollout | Failure]]:
         """Learns and simulates in a pipeline: a learner works at most a few jobs ahead of the rollouts."""
         by_key: dict[str, Job] = {}
 
-        def learnt() -> Iterator[tuple[str, tuple[Job, Any]]]:
+        def learnt() -> Iterator[tuple[str, tuple[Job, Any, _World | None]]]:
             given: list[Job] = []
 
-            def to_learn() -> Iterator[tuple[str, tuple[Array, Array]]]:
+            def to_learn() -> Iterator[tuple[str, tuple[Array, Array, _World | None]]]:
                 for job in jobs:
                     if job.z is None or job.queue is None:
                         given.append(job)
                     else:
                         by_key[job.key] = job
-                        yield job.key, (job.z, job.queue)
+                        yield job.key, (job.z, job.queue, self._worlds[job.world])
 
             for key, routes in self.learners.run("routes", to_learn()):
                 if isinstance(routes, Failure):
                     failed.append((str(key), routes))
                 else:
-                    yield str(key), (by_key.pop(str(key)), routes)
+                    job = by_key.pop(str(key))
+                    yield job.key, (job, routes, self._worlds[job.world])
             for job in given:
-                yield job.key, (job, None)
+                yield job.key, (job, None, self._worlds[job.world])
 
         failed: list[tuple[str, Failure]] = []
         for key, result in self.rollouts.run("simulate", learnt()):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..scenarios.demand import Routes
 from ..scenarios.macro import Macro, read_edge_data
 from ..scenarios.scenario import Scenario
+from ..scenarios.sumo_xml import elements
 from . import libsumo_binding as sumo
 from .halting import Halting
 from .junction import JunctionControl
@@ -66,6 +67,7 @@ class Rollout:
     minutes: int  # simulated; fewer than asked for when given up
     sumo_seconds: float  # wall time of loading, stepping and reading SUMO (with junction routing, of deciding too)
     seconds: float  # wall time of the whole call
+    travel_time: Array | None = None  # [vehicles] seconds from departure as planned to arrival; NaN: not arrived
 
 
 class SumoRollout:
@@ -125,7 +127,7 @@ class SumoRollout:
         loading = time.perf_counter()
         with sumo.simulation(arguments, self.files.directory / "sumo.log"):
             queue, counts, minutes = self._simulate(fidelity, began, give_up, deadline, control)
-            if self.scenario.observe_speed:
+            if self.scenario.observe_speed or self.scenario.observe_trips:
                 sumo.close()
         sumo_seconds = time.perf_counter() - loading
         speed = count = None
@@ -144,6 +146,7 @@ class SumoRollout:
             minutes=minutes,
             sumo_seconds=sumo_seconds,
             seconds=time.perf_counter() - began,
+            travel_time=travel_times(self.files.trip_data, self.scenario) if self.scenario.observe_trips else None,
         )
 
     def _simulate(
@@ -235,6 +238,21 @@ class _Delayed:
 
     def peak(self) -> Array:
         return self._peak
+
+
+def travel_times(path: Path, scenario: Scenario) -> Array:
+    """Travel times of the learnt vehicles from SUMO's tripinfo file, `[vehicles]` seconds; NaN: did not arrive.
+
+    They count from the planned departure: waiting to be let onto the road is travel time too.
+    """
+    demand = scenario.demand
+    row = {name: i for i, name in enumerate(demand.ids)}
+    arrival = np.full(len(demand), np.nan)
+    for trip in elements(path, "SUMO's tripinfo output"):
+        vehicle = row.get(trip.get("id", ""))
+        if trip.tag == "tripinfo" and vehicle is not None and not trip.get("vaporized"):
+            arrival[vehicle] = float(trip.get("arrival", "nan"))
+    return (arrival - demand.depart).astype(np.float32)
 
 
 def _fresh_directory() -> Path:

@@ -28,6 +28,7 @@ class SumoFiles:
         self.directory = directory
         self.routes = directory / "routes.rou.xml"
         self.edge_data = directory / "edges.out.xml"
+        self.trip_data = directory / "trips.out.xml"
         demand = scenario.demand
         self._heads = [
             f'<vehicle id={quoteattr(name)} depart="{depart:.2f}" {attributes}><route edges="'
@@ -79,6 +80,7 @@ class SumoFiles:
             "--no-warnings", "true",
             "--duration-log.disable", "true",
             "--xml-validation", "never",
+            *(("--tripinfo-output", str(self.trip_data)) if scenario.observe_trips else ()),
             *(MESO if fidelity == "meso" else ()),
             *scenario.options,
         ]  # fmt: skip

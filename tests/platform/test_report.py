@@ -155,7 +155,7 @@ def test_speeds_are_averaged_and_the_slow_roads_come_first() -> None:
         lcc=None,
     )
     shown = carried(report.render(data))
-    assert shown["total"] == {"observed": [8, 7], "mean": [9, 8], "range": None, "prior": None}
+    assert shown["total"] == {"observed": [8, 7], "mean": [9, 8], "range0": None, "range": None, "prior": None}
     assert shown["order"] == [1, 0]
     assert shown["peak"] == 1
     slow, fast = (sum(matplotlib.colors.to_rgb(shown["sequential"]["light"][i])) for i in (0, -1))

@@ -132,6 +132,32 @@ def test_ray_gives_what_one_process_gives(
     assert ray_pool.flows([]) == []
 
 
+def test_jobs_may_be_of_another_problem(
+    ray_pool: RayPool,
+    town: Scenario,
+    problem: Problem,
+    make_few: Callable[..., Scenario],
+    make_problem: Callable[..., Problem],
+    candidates: list[tuple[Array, Array]],
+    expected: dict[str, Any],
+) -> None:
+    """Worlds must not be mixed up: each job gets the traffic that a pool of its own problem would give it."""
+    other = make_problem(make_few(town, 60, 4))
+    z, queue = candidates[0]
+    theirs = z[: int(np.prod(other.preference_model().shape))]
+    alone = LocalPool(other, "pretrip", DEADLINE)
+    wanted = dict(alone.simulate([Job("there", 7, z=theirs, queue=queue)]))["there"]
+    alone.close()
+    local = LocalPool(problem, "pretrip", DEADLINE)
+    for pool in (ray_pool, local):
+        pool.add("elsewhere", other)
+        mixed = [Job("learnt0", 10, z=z, queue=queue), Job("there", 7, z=theirs, queue=queue, world="elsewhere")]
+        found = dict(pool.simulate([mixed[1], mixed[0]]))
+        _assert_same({"learnt0": found["learnt0"]}, {"learnt0": expected["learnt0"]})
+        np.testing.assert_array_equal(found["there"].macro.queue, wanted.macro.queue)
+    local.close()
+
+
 def test_rollouts_have_the_allocator_and_nobody_else(ray_pool: RayPool) -> None:
     """An `LD_PRELOAD` that does not reach a process is lost in silence."""
     rollout = ray.get(ray_pool.rollouts._members[0].actor.process.remote())

@@ -122,6 +122,27 @@ def test_queues_counts_and_speeds_are_sumos_own(
     np.testing.assert_allclose(result.macro.speed, speed, atol=0.006)  # ours is written with two decimals
 
 
+def test_travel_times_count_from_the_planned_departure_to_the_last_sight(
+    town: Scenario, shortest: Routes, usual: Rollout, tmp_path: Path
+) -> None:
+    """Against the plain program's positions: who is gone before the end has arrived when last seen, to the second."""
+    with SumoRollout(replace(town, observe_trips=True)) as simulator:
+        found = simulator.run(shortest, seed=1)
+    positions, _ = _plain_sumo(town, shortest, 1, tmp_path)
+    last = {v.get("id", ""): float(step.get("time", "")) for step in positions for v in step.iter("vehicle")}
+    end = max(last.values())
+    arrived = np.array([last.get(name, end) < end for name in town.demand.ids])
+    assert found.travel_time is not None
+    assert 20 < arrived.sum() < len(town.demand)
+    assert found.arrived == np.isfinite(found.travel_time).sum()
+    seen = np.array([last.get(name, np.nan) for name in town.demand.ids]) - town.demand.depart
+    certain = arrived & np.isfinite(found.travel_time)
+    assert certain.sum() >= found.arrived - 5  # of those who leave in the last second, positions do not tell
+    assert np.abs(found.travel_time - seen)[certain].max() <= 1
+    assert _same(found, usual)  # looking changes nothing
+    assert usual.travel_time is None
+
+
 def test_every_vehicle_is_somewhere(usual: Rollout, town: Scenario) -> None:
     """Arrived, driving, or not let in: nobody is counted twice or lost. (The last second's departures are not due.)"""
     due = int((town.demand.depart < town.end - 1).sum())
