@@ -6,6 +6,7 @@ them; with `rollouts=0` the same plain classes run in this process, which is wha
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from ..policies.problem import Problem
 from ..policies.screening import road_flows
 from ..scenarios.demand import Routes
+from ..scenarios.scenario import Scenario
 from .fleet import Failure, Fleet
 from .junction import JunctionControl
 from .learner import Learner
@@ -48,6 +50,7 @@ class Job:
     queue: Array | None = None  # [roads, minutes] the traffic state z is learnt at
     routes: Routes | tuple[str, ...] | None = None
     give_up: GiveUp | None = None
+    scenario: Scenario | None = None  # simulated in place of the pool's own; with `routes` only
 
 
 class Pool(Protocol):
@@ -89,7 +92,9 @@ class Simulator:
             policy = self.learner().junction_policy(job.z, job.queue)
             control = JunctionControl(self._problem.scenario, policy, chosen)
         assert chosen is not None
-        return self._rollout.run(chosen, job.seed, job.fidelity, job.quiet, job.give_up, self._deadline, control)
+        own = contextlib.nullcontext(self._rollout) if job.scenario is None else SumoRollout(job.scenario)
+        with own as rollout:
+            return rollout.run(chosen, job.seed, job.fidelity, job.quiet, job.give_up, self._deadline, control)
 
     def flows(self, candidates: list[tuple[Array, Array]]) -> list[Array]:
         """Flows of the vehicles that have learnt from `z` at traffic state `queue`, without a simulation."""
