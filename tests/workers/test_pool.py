@@ -44,8 +44,8 @@ def candidates(problem: Problem) -> list[tuple[Array, Array]]:
 
 
 @pytest.fixture(scope="module")
-def jobs(problem: Problem, candidates: list[tuple[Array, Array]]) -> list[Job]:
-    """Every kind of job: learnt, given, mesoscopic, quiet, given up, and one that SUMO refuses."""
+def jobs(problem: Problem, candidates: list[tuple[Array, Array]], town: Scenario, shortest: Routes) -> list[Job]:
+    """Every kind of job: learnt, given, mesoscopic, quiet, given up, one that SUMO refuses, one of another scenario."""
     scenario = problem.scenario
     target = np.zeros((scenario.network.road_count, scenario.minutes), np.float32)
     routes = Learner(problem).routes(*candidates[0])
@@ -59,6 +59,8 @@ def jobs(problem: Problem, candidates: list[tuple[Array, Array]]) -> list[Job]:
         Job("quiet", 3, "micro", True, candidates[2][0], candidates[2][1]),
         Job("broken", 4, routes=broken),
         Job("hopeless", 5, z=candidates[0][0], queue=candidates[0][1], give_up=GiveUp(target, 0.5, 99)),
+        Job("elsewhere", 6, routes=shortest, scenario=town),
+        Job("given again", 1, routes=routes),
     ]
 
 
@@ -107,6 +109,17 @@ def test_a_pool_learns_then_simulates(
     assert isinstance(expected["broken"], Failure)
     assert "no valid route" in expected["broken"].error
     assert expected["hopeless"].minutes < problem.scenario.minutes
+
+
+def test_a_job_may_bring_its_own_scenario(expected: dict[str, Any], town: Scenario, shortest: Routes) -> None:
+    """Its vehicles, its minutes, its observables; and the pool's own scenario is what the next job runs."""
+    with SumoRollout(town) as rollout:
+        own = rollout.run(shortest, 6)
+    elsewhere = expected["elsewhere"]
+    np.testing.assert_array_equal(elsewhere.macro.queue, own.macro.queue)
+    assert elsewhere.macro.queue.shape[1] == town.minutes == 5
+    assert elsewhere.macro.count is None
+    np.testing.assert_array_equal(expected["given again"].macro.queue, expected["given"].macro.queue)
 
 
 def test_ray_gives_what_one_process_gives(
