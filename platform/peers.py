@@ -69,7 +69,7 @@ def duaiterate(bench: Workbench, iterations: int, seed: int, folder: Path) -> Ro
     if iterations < 1:
         raise InputError(f"duaIterate.py: {iterations} iterations; give at least 1, each costs one simulation")
     scenario, folder = bench.case.scenario, _made(folder)
-    files, trips = SumoFiles(scenario, folder), _write_trips(scenario, folder)
+    files, trips, types = SumoFiles(scenario, folder), _write_trips(scenario, folder), _write_types(scenario, folder)
     additional = ",".join(map(str, (files.types[False], files.infrastructure, files.background)))
     command = [
         f"--net-file={scenario.network.path}",
@@ -84,7 +84,7 @@ def duaiterate(bench: Workbench, iterations: int, seed: int, folder: Path) -> Ro
         "--disable-summary",
         "--disable-tripinfos",
         *_dua_options(scenario),
-        f"duarouter--additional-files={files.types[False]}",
+        f"duarouter--additional-files={types}",
         f"duarouter--vtype-output={folder / 'routed_types.xml'}",
         f"duarouter{U_TURNS}",
         f"duarouter--seed={seed % 2**31}",
@@ -125,7 +125,7 @@ def _rows(edges: dict[str, str], scenario: Scenario, source: Path) -> Routes:
     except KeyError as error:
         raise InputError(
             f"duaIterate.py uses road {error.args[0]!r}, which is closed to {scenario.network.vclass}: some learnt "
-            "vehicle is of a class that may use it; make it background, or leave this comparison out"
+            "vehicle has a built-in type that may use it; define a type of your own for it"
         ) from error
 
 
@@ -169,14 +169,14 @@ def route_sampler(bench: Workbench, seed: int, folder: Path) -> Sampled:
     folder = _made(folder)
     counts = folder / "counts.xml"
     counts.write_text(_edge_counts(entered, scenario))
-    files, trips = SumoFiles(scenario, folder), _write_trips(scenario, folder)
+    trips, types = _write_trips(scenario, folder), _write_types(scenario, folder)
     candidates = []
     for draw in range(DRAWS):
         candidates.append(folder / f"candidates{draw}.rou.xml")
         options = [
             f"--net-file={scenario.network.path}",
             f"--route-files={trips}",
-            f"--additional-files={files.types[False]}",
+            f"--additional-files={types}",
             f"--vtype-output={folder / 'routed_types.xml'}",
             f"--output-file={candidates[-1]}",
             f"--weights.random-factor={RANDOM_FACTOR}",
@@ -305,6 +305,17 @@ def _write_trips(scenario: Scenario, folder: Path) -> Path:
     ]
     path = folder / "trips.trips.xml"
     path.write_text("\n".join(["<routes>", *lines, "</routes>\n"]))
+    return path
+
+
+def _write_types(scenario: Scenario, folder: Path) -> Path:
+    """The vehicle types as duarouter is to see them: all of the network's class, so that nobody is sent over roads that
+    learnt vehicles do not use (Bologna's residents may take bus roads, and duarouter would send them there)."""
+    root = ElementTree.fromstring(f"<additional>{scenario.demand.types}</additional>")
+    for element in root.iter("vType"):
+        element.set("vClass", scenario.network.vclass)
+    path = folder / "routing_types.add.xml"
+    path.write_text(ElementTree.tostring(root, encoding="unicode"))
     return path
 
 

@@ -172,6 +172,31 @@ def test_the_tool_simulates_the_case_as_it_is(with_buses: Workbench, tmp_path: P
     assert int(inserted[-1].split()[1]) == len(with_buses.case.scenario.demand) + BUSES
 
 
+def test_nobody_takes_roads_that_learnt_vehicles_do_not(town: Path, tmp_path: Path) -> None:
+    """Residents may use a bus road by SUMO's rules, and it is their fastest way; Throng routes them as all other cars."""
+    net = (town / "town.net.xml").read_text()
+    closed = net.replace('<lane id="B2C2_0" index="0"', '<lane id="B2C2_0" index="0" allow="bus"')
+    closed = closed.replace('<lane id="B2C2_1" index="1"', '<lane id="B2C2_1" index="1" allow="bus"')
+    (tmp_path / "net.net.xml").write_text(closed)
+    trips = "".join(
+        f'<trip id="{i}" type="resident" depart="{5 * i}" from="A2B2" to="C2C3" departSpeed="max"/>' for i in range(12)
+    )
+    trips += '<trip id="far" type="resident" depart="60" from="w1A1" to="E1e1" departSpeed="max"/>'  # has a choice
+    types = '<vType id="resident" vClass="ignoring"/>'
+    (tmp_path / "residents.rou.xml").write_text(f"<routes>{types}{trips}</routes>")
+    options = ["--net-file", "net.net.xml", "--route-files", "residents.rou.xml", "--output-file", "fast.rou.xml"]
+    subprocess.run([str(peers.BIN / "duarouter"), *options], cwd=tmp_path, check=True, capture_output=True)
+    assert passes(tmp_path / "fast.rou.xml")["B2C2"] == 12
+    path = tmp_path / "case.yaml"
+    path.write_text("scenario: {net: net.net.xml, demand: [residents.rou.xml], minutes: 4}\nworkers: {rollouts: 0}\n")
+    with Progress(Console(quiet=True)) as progress, workbench(load_config(path), None, progress) as residents:
+        assert "B2C2" in residents.case.scenario.network.closed_ids
+        assert drivable(peers.duaiterate(residents, 2, 1, tmp_path / "dua"), residents)
+        sampled = peers.route_sampler(residents, 1, tmp_path / "sampler")
+    assert not any("B2C2" in route.split() for route in sampled.routes)
+    assert set(sampled.scenario.demand.attributes) == {'type="resident" departSpeed="max"'}
+
+
 def test_no_iteration_is_no_answer(bench: Workbench, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give at least 1"):
         peers.duaiterate(bench, 0, 1, tmp_path)
