@@ -161,7 +161,8 @@ def route_sampler(bench: Workbench, seed: int, folder: Path) -> Sampled:
 
     Raises:
         DoesNotApply: the observed table holds no counts.
-        InputError: a tool failed (with its last words), or nobody is needed to meet the counts.
+        InputError: a tool failed (with its last words), or no vehicle fits into the counts: to the tool a vehicle passes
+            all roads of its route within one minute.
     """
     case = bench.case
     scenario, deadline = case.scenario, case.config.workers.deadline
@@ -266,7 +267,10 @@ def _sampled(source: Path, scenario: Scenario) -> Sampled:
         known.setdefault(trip, []).append(row)
     vehicles = sorted((depart, vehicle, edges) for vehicle, depart, edges in _vehicles(source))
     if not vehicles:
-        raise InputError("routeSampler.py needs no vehicle to meet the counts: are all of them zero?")
+        raise InputError(
+            "routeSampler.py fits no vehicle into the counts: in no minute was somebody counted on all roads of a route; "
+            "it needs denser traffic"
+        )
     depart = np.array([one[0] for one in vehicles])
     routes = tuple(one[2] for one in vehicles)
     ends = [(index[edges[0]], index[edges[-1]]) for edges in (route.split() for route in routes)]
