@@ -96,10 +96,15 @@ def _workers(config: Config, case: Case) -> Iterator[Pool]:
                 pool.close()
 
 
+def observation_seed(config: Config) -> int:
+    """The seed of the simulation that stands for the observation where nothing was observed."""
+    return child_seed(config.target.truth_seed, "observed")
+
+
 def _prepare(case: Case, simulations: Simulations) -> Workbench:
     """Simulates the reference traffic and, where nothing was observed, what the hidden drivers do."""
     config, scenario = case.config, case.scenario
-    seed = child_seed(config.target.truth_seed, "observed")
+    seed = observation_seed(config)
 
     def simulate(key: str, routes: Routes | tuple[str, ...]) -> Outcome:
         return _must(key, simulations.run([Job(key, seed, routes=routes)])[key])

@@ -35,13 +35,13 @@ class SumoFiles:
             for name, depart, attributes in zip(demand.ids, demand.depart, demand.attributes, strict=True)
         ]
         self._names = [quoteattr(road)[1:-1] for road in scenario.network.road_ids]
-        self._infrastructure = directory / "infrastructure.add.xml"
-        self._background = directory / "background.rou.xml"
-        self._types = {quiet: directory / f"types-{quiet}.add.xml" for quiet in (False, True)}
-        self._infrastructure.write_text(f"<additional>\n{scenario.infrastructure}\n</additional>\n")
-        self._background.write_text(f"<routes>\n{demand.background}\n</routes>\n")
-        self._types[False].write_text(f"<additional>\n{demand.types}\n</additional>\n")
-        self._types[True].write_text(_quiet_types(demand.types))
+        self.infrastructure = directory / "infrastructure.add.xml"
+        self.background = directory / "background.rou.xml"
+        self.types = {quiet: directory / f"types-{quiet}.add.xml" for quiet in (False, True)}
+        self.infrastructure.write_text(f"<additional>\n{scenario.infrastructure}\n</additional>\n")
+        self.background.write_text(f"<routes>\n{demand.background}\n</routes>\n")
+        self.types[False].write_text(f"<additional>\n{demand.types}\n</additional>\n")
+        self.types[True].write_text(_quiet_types(demand.types))
         self._measure = directory / "measure.add.xml"
         self._measure.write_text(
             '<additional><edgeData id="throng" freq="60" excludeEmpty="true" file='
@@ -67,10 +67,10 @@ class SumoFiles:
     def options(self, seed: int, fidelity: Fidelity, quiet: bool, measure: bool) -> list[str]:
         """Arguments of the sumo command (without its name) for the routes written last."""
         scenario = self.scenario
-        additional = [self._types[quiet], self._infrastructure, *([self._measure] if measure else [])]
+        additional = [self.types[quiet], self.infrastructure, *([self._measure] if measure else [])]
         return [
             "--net-file", str(scenario.network.path),
-            "--route-files", f"{self.routes},{self._background}",
+            "--route-files", f"{self.routes},{self.background}",
             "--additional-files", ",".join(map(str, additional)),
             "--begin", str(scenario.begin),
             "--end", str(scenario.end),
