@@ -21,14 +21,14 @@ from ..policies.diffusion import DiffusionSettings
 from ..policies.preferences import PreferenceModel
 from ..scenarios.macro import noise_gap
 from ..workers.pool import Job, RayPool
-from ..workers.reward import RewardClient
+from ..workers.reward import ModelName, RewardClient
 from . import references as refs
 from .case import load_case
 from .checkpoint import load_search, save_search
 from .config import Config
 from .evolution import Individual
 from .progress import Progress
-from .proposals import CmaEs, Prior, Source
+from .proposals import CmaEs, Guided, Prior, Source
 from .references import Reference
 from .search import Search
 from .seeds import child_seed
@@ -99,7 +99,7 @@ def _search(
         vehicles = len(case.scenario.demand)
         search = Search(
             config.search, config.seed, bench.target, bench.reference, vehicles, model.shape, bench.simulations,
-            reward, progress, floor, _source(bench, model),
+            reward, progress, floor, _source(bench, model, reward),
         )  # fmt: skip
         facts = store.manifest()
         if facts["generation"] >= 0:
@@ -152,16 +152,23 @@ def _reward_service(bench: Workbench, model: PreferenceModel) -> RewardClient | 
         prior_share=given.prior_share,
     )
     remote = isinstance(bench.simulations.pool, RayPool)
-    return RewardClient(model.shape, trips, settings, bench.seed("diffusion"), remote)
+    search = case.config.search
+    kind: ModelName = search.generator
+    if search.proposals in ("guided", "proxy"):
+        kind = search.proposals
+    return RewardClient(model.shape, trips, settings, bench.seed("diffusion"), remote, kind)
 
 
-def _source(bench: Workbench, model: PreferenceModel) -> Source | None:
+def _source(bench: Workbench, model: PreferenceModel, reward: RewardClient | None) -> Source | None:
     """Where candidates come from, if not from evolution."""
     given = bench.case.config.search
     if given.proposals == "random":
         return Prior(model.shape)
     if given.proposals == "cma":
         return CmaEs(model.shape, given.population, bench.seed("cma"))
+    if given.proposals in ("guided", "proxy"):
+        assert reward is not None
+        return Guided(reward, given.replay)
     return None
 
 

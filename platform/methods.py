@@ -35,7 +35,12 @@ SEARCHES = (
     Method("no-guidance", "Algorithm 2; mutations do not step towards the observation", ("search.guidance=false",)),
     Method("random", "random search: draws from the prior", ("search.proposals=random", NO_SCREEN)),
     Method("random-screened", "random search, screened by flows as masdiff is", ("search.proposals=random",)),
-    Method("cma", "CMA-ES (package cma) in the same latent", ("search.proposals=cma", NO_SCREEN)),
+    Method("cma", "CMA-ES (package cma) in the same latent", ("search.proposals=cma",)),
+    Method(
+        "cgan", "the paper's CGAN: a conditional GAN proposes and is mutated by its noise", ("search.generator=gan",)
+    ),
+    Method("ldm-cfg", "the paper's LDM_CFG: diffusion told the error, no evolution", ("search.proposals=guided",)),
+    Method("ldm-pcfg", "the paper's LDM_PCFG: the same with a proxy of the error", ("search.proposals=proxy",)),
     Method("ldm-imit", "the paper's LDM.IMIT: one-step learner, gamma = 0", ("navigation.discount=0",)),
     Method("eq8-weights", "departure taken back: weights of Eq. 8", ("search.weight=linear",)),
     Method("line6-handover", "departure taken back: line 6 redraws everybody", ("search.handover=resample",)),

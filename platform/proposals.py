@@ -1,4 +1,5 @@
-"""Sources of candidates that do not evolve: the prior (random search) and CMA-ES, asked and told by the search.
+"""Sources of candidates that do not evolve: the prior (random search), CMA-ES and guided diffusion (the paper's LDM_CFG and
+LDM_PCFG), asked and told by the search.
 
 They search the same latents as Algorithm 2, through the same ladder of simulations, at the same budget.
 """
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..workers.reward import Proposal
+from ..workers.reward import Proposal, RewardClient
 from .evolution import Individual
 
 Array = NDArray[np.float32]
@@ -102,3 +103,45 @@ class CmaEs:
             for asked, errors in zip(tensors["asked"].numpy(), tensors["errors"].numpy(), strict=True):
                 self._strategy.ask(len(asked))  # moves its random numbers on as they were
                 self._tell(asked, errors)
+
+
+class Guided:
+    """LDM_CFG and LDM_PCFG: a diffusion model that is told errors, asked for the best; no parents, no mutation.
+
+    The reward service holds the model; this remembers the simulations of the last generations, which it trains on.
+    """
+
+    def __init__(self, reward: RewardClient, replay: int) -> None:
+        self._reward = reward
+        self._replay = replay
+        self._told: list[tuple[Array, Array, NDArray[np.float64]]] = []  # latents, conditions, errors by generation
+
+    def ask(self, taus: Array, seed: int) -> Proposal:
+        return self._reward.sample(taus, seed)
+
+    def tell(self, simulated: list[Individual], seed: int) -> None:
+        if not self._told:
+            traffic = [one.traffic for one in simulated if one.traffic is not None]
+            self._reward.fit_encoder(np.stack(traffic).astype(np.float32))
+        columns = (
+            np.stack([one.z for one in simulated]),
+            np.stack([one.tau for one in simulated]).astype(np.float32),
+            np.array([one.estimate for one in simulated]),
+        )
+        self._told = [*self._told, columns][-self._replay :]
+        z, taus, errors = (np.concatenate(column) for column in zip(*self._told, strict=True))
+        self._reward.train(z, taus, errors, seed)()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{generation}.{name}": torch.from_numpy(np.ascontiguousarray(value))
+            for generation, told in enumerate(self._told)
+            for name, value in zip(("z", "tau", "error"), told, strict=True)
+        }
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        count = len(tensors) // 3
+        self._told = [
+            (tensors[f"{i}.z"].numpy(), tensors[f"{i}.tau"].numpy(), tensors[f"{i}.error"].numpy())
+            for i in range(count)
+        ]

@@ -283,7 +283,8 @@ class Search:
     def _can_screen(self) -> bool:
         """Whether the surrogate has seen enough simulations to judge flows."""
         enough = min(self.settings.population, SURROGATE_SAMPLES)
-        return self.settings.screen > 1 and self.target.by_road and len(self.archive) >= enough
+        own_choice = self.settings.proposals in ("evolution", "random")  # the others have to hear of all they propose
+        return own_choice and self.settings.screen > 1 and self.target.by_road and len(self.archive) >= enough
 
     def _screened(self, operator: Operator, count: int) -> list[Individual]:
         """Draws `screen` times as many candidates as needed and keeps those whose flows promise the smallest error."""

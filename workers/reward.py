@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -13,11 +13,19 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError, RayTaskError
 
 from ..policies.diffusion import DiffusionModel, DiffusionSettings
+from ..policies.generator import GeneratorModel, GeneratorSettings
+from ..policies.guidance import GuidedModel, ProxyGuidedModel
 from ..policies.traffic_encoder import TrafficEncoder
 from .fleet import TRIES
 
 Array = NDArray[np.float32]
 CONDITION = 16  # length of the encoded traffic state
+ModelName = Literal["diffusion", "gan", "guided", "proxy"]
+MODELS: dict[str, Callable[..., DiffusionModel | GuidedModel]] = {
+    "diffusion": DiffusionModel,
+    "guided": GuidedModel,
+    "proxy": ProxyGuidedModel,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +47,22 @@ class RewardService:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], trips: Array | None, settings: DiffusionSettings, seed: int, device: str = "cpu"
+        self,
+        shape: tuple[int, ...],
+        trips: Array | None,
+        settings: DiffusionSettings,
+        seed: int,
+        kind: ModelName = "diffusion",
+        device: str = "cpu",
     ) -> None:
         if device == "cpu":
             torch.set_num_threads(1)
-        self._model = DiffusionModel(shape, CONDITION, settings, trips, seed, device)
+        self._model: DiffusionModel | GeneratorModel | GuidedModel
+        if kind == "gan":
+            same = {name: getattr(settings, name) for name in ("width", "updates", "batch", "prior_share")}
+            self._model = GeneratorModel(shape, CONDITION, GeneratorSettings(**same), trips, seed, device)
+        else:
+            self._model = MODELS[kind](shape, CONDITION, settings, trips, seed, device)
         self._encoder: TrafficEncoder | None = None
 
     def fit_encoder(self, queues: Array) -> dict[str, torch.Tensor]:
@@ -52,18 +71,27 @@ class RewardService:
         return self.state()
 
     def train(
-        self, z: Array, queues: Array, weight: NDArray[np.float64], seed: int
+        self, z: Array, queues: Array, score: NDArray[np.float64], seed: int
     ) -> tuple[float, dict[str, torch.Tensor]]:
-        """Trains on weighted samples (MASDiff, Eq. 9); returns the loss and the new state."""
-        loss = self._model.train(z, self._encode(queues), weight, seed)
+        """Trains on samples and their weights (MASDiff, Eq. 9) or, guided models, errors; returns the loss and the state."""
+        loss = self._model.train(z, self._encode(queues), score, seed)
         return loss, self.state()
 
     def sample(self, queues: Array, seed: int) -> Proposal:
         """One latent for each traffic state `[samples, roads, minutes]` (Algorithm 2, line 6)."""
+        if isinstance(self._model, GeneratorModel):
+            return Proposal(*self._model.sample(self._encode(queues), seed))
         return Proposal(self._model.sample(self._encode(queues), seed))
 
     def mutate(self, genes: Array, queues: Array, kept: float, seed: int) -> Proposal:
-        """Truncated diffusion-denoising of parents (Algorithm 2, line 10), given by their latents."""
+        """Children of parents given by their latents: truncated diffusion-denoising (Algorithm 2, line 10).
+
+        Of a GAN, parents are given by their noise, and that is what is mutated.
+        """
+        if isinstance(self._model, GeneratorModel):
+            return Proposal(*self._model.mutate(genes, self._encode(queues), kept, seed))
+        if isinstance(self._model, GuidedModel):
+            raise TypeError("guided models do not evolve")
         return Proposal(self._model.mutate(genes, self._encode(queues), kept, seed))
 
     def _encode(self, queues: Array) -> Array:
@@ -100,9 +128,10 @@ class RewardClient:
         settings: DiffusionSettings,
         seed: int,
         remote: bool,
+        kind: ModelName = "diffusion",
         deadline: float = 600.0,
     ) -> None:
-        self._arguments = (shape, trips, settings, seed)
+        self._arguments = (shape, trips, settings, seed, kind)
         self._remote = remote
         self._deadline = deadline
         self.tensors: dict[str, torch.Tensor] | None = None  # the state after the last training
@@ -146,9 +175,9 @@ class RewardClient:
     def fit_encoder(self, queues: Array) -> None:
         self.tensors = self._ask("fit_encoder", queues)()
 
-    def train(self, z: Array, queues: Array, weight: NDArray[np.float64], seed: int) -> Callable[[], float]:
+    def train(self, z: Array, queues: Array, score: NDArray[np.float64], seed: int) -> Callable[[], float]:
         """Starts training; call what is returned, before anything else is asked, to wait for its loss."""
-        training = self._ask("train", z, queues, weight, seed)
+        training = self._ask("train", z, queues, score, seed)
 
         def finish() -> float:
             loss, self.tensors = training()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from throng.platform.compare import Score, compare, curves, summarise, write
-from throng.platform.config import load_config
+from throng.platform.config import Config, load_config
 from throng.platform.evolution import Individual
 from throng.platform.experiment import run
 from throng.platform.methods import METHODS, searches
@@ -188,6 +188,26 @@ def test_line_5_simulates_the_population_again_and_pays_for_it(tmp_path: Path) -
         for name in ("again", "reused")
     }
     assert spent["again"] >= spent["reused"] + 2 * 6  # two generations of a population of six and its elites
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["search.proposals=cma"], ["search.proposals=guided"], ["search.proposals=proxy"], ["search.generator=gan"]],
+    ids=lambda settings: settings[0].split("=")[1],
+)
+def test_every_source_resumes_to_the_same_result(settings: list[str], tmp_path: Path) -> None:
+    """Two generations, then a third after a resume, against three at once: the checkpoint holds all that was learnt."""
+
+    def config(generations: int) -> Config:
+        return load_config(None, [*SMALL, *settings, f"search.generations={generations}"])
+
+    run(config(2), tmp_path / "halted", resume=False, console=QUIET)
+    run(config(3), tmp_path / "halted", resume=True, console=QUIET)
+    run(config(3), tmp_path / "straight", resume=False, console=QUIET)
+    columns = ["id", "operator", "estimate", "samples", "genome"]
+    halted, straight = (RunStore.open(tmp_path / name).ledger().select(columns) for name in ("halted", "straight"))
+    assert halted.equals(straight)
+    assert halted.num_rows >= 3 * 6
 
 
 @pytest.mark.parametrize(
