@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.features import FEATURES, fit_scaler, static_features
+from ..policies.learners import LearnerSettings
 from ..policies.policy import Navigation, Navigator
 from ..policies.preferences import HierarchicalPreferences, Rewards, od_groups, rewards_of_weights
 from ..policies.problem import LatentSettings, Problem
@@ -85,7 +86,8 @@ def load_case(config: Config, directory: Path) -> Case:
         scenario,
         fit_scaler(loaded.network),
         LatentSettings(latent.kind, latent.groups, latent.connection_taste, latent.tokens),
-        Navigation(way.router, way.heuristic, way.lambda_metres, way.discount),
+        Navigation(way.router, way.heuristic, way.lambda_metres),
+        LearnerSettings(**config.learner.model_dump()),
     )
     _require_choice(problem)
     return Case(config, problem, observed, loaded.published)
@@ -122,7 +124,8 @@ class Truth:
         self._seed = case.config.target.truth_seed
         self._phi = static_features(network, problem.scaler)
         self._groups = od_groups(network, case.scenario.demand, TRUTH_GROUPS, seed=self._seed + 1)
-        self._navigator = Navigator(network, case.scenario.demand, case.scenario.begin, problem.navigation)
+        demand, begin = case.scenario.demand, case.scenario.begin
+        self._navigator = Navigator(network, demand, begin, problem.navigation, problem.learner)
         self._navigator.calibrate(HierarchicalPreferences(network, self._phi, self._groups))
 
     def rewards(self, individuals: int = 0) -> Rewards:

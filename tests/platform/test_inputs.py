@@ -51,7 +51,7 @@ def own_case(town: Path, tmp_path: Path, extra: str = "") -> Path:
         ("scenario:\n  minutes: 30\n", r"give either `town`"),
         ("scenario:\n  net: a.net.xml\n", r"`net` needs `demand`"),
         ("target:\n  truth: published\n", r"the town has bare trips"),
-        ("navigation:\n  discount: 1.0\n", r"navigation.discount"),
+        ("learner:\n  discount: 1.0\n", r"learner.discount"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, text: str, said: str) -> None:
