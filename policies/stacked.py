@@ -28,7 +28,8 @@ from .value_iteration import state_values
 Array = NDArray[np.float32]
 RENEWED = 5  # updates between two target networks
 LANES = 16  # vehicles in a stack are a multiple: a kernel's scalar remainder would round the last vehicles differently
-STACK_BYTES = 2 * 2**20  # parameters, gradients and moments of a stack on the CPU: they stay in its cache
+# Parameters, gradients and moments of a stack on the CPU: in its last cache, and enough work for each of torch's calls.
+STACK_BYTES = 8 * 2**20
 Q_MOMENTS = (0.9, 0.999)  # Adam's
 # Above its expectile V is pulled back 1 / (1 - expectile) times as weakly as it was pushed up: Adam must forget the push.
 V_MOMENTS = (0.9, 0.95)
@@ -67,7 +68,7 @@ class StackedNetworks:
         self._flat.grad = torch.zeros_like(flat)
         sizes = [vehicles * part.numel() for part in first]
         shapes = [(vehicles, *part.shape) for part in first]
-        parts, gradients = flat.split(sizes), self._flat.grad.split(sizes)
+        parts, gradients = torch.split(flat, sizes), torch.split(self._flat.grad, sizes)
         self.weights = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
         self.gradients = [part.view(shape) for part, shape in zip(gradients, shapes, strict=True)]
         self._hidden = torch.empty_like(self.weights[0])
@@ -87,7 +88,7 @@ class StackedNetworks:
         torch.bmm(error, self._hidden.transpose(1, 2), out=heads)
         torch.sum(error, 2, keepdim=True, out=bias)
         torch.bmm(self.weights[1].transpose(1, 2), error, out=rows)
-        rows.mul_(self._hidden.square_().neg_().add_(1.0))  # tanh' = 1 - tanh^2
+        torch.ops.aten.tanh_backward.grad_input(rows, self._hidden, grad_input=rows)
 
     def step(self, error: Tensor) -> None:
         """One step of Adam down the gradients for `error`, see `backward`."""
@@ -161,6 +162,16 @@ class StackedDqn:
         if not learnt.size:
             return learnt
         size = self.stack if self.device.type == "cpu" else len(rewards)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # a stack is too little for more, and the workers have no more
+        try:
+            self._learn(rewards, learnt, size)
+        finally:
+            torch.set_num_threads(threads)
+        return learnt
+
+    def _learn(self, rewards: Array, learnt: Array, size: int) -> None:
+        """Writes Q of all vehicles, stack after stack."""
         for start in range(0, len(rewards), size):
             rows = rewards[start : start + size]
             given = torch.zeros((-(-len(rows) // LANES) * LANES, rewards.shape[1]), device=self.device)
@@ -171,7 +182,6 @@ class StackedDqn:
             table = table.view(len(given), self._slots, self._roads)
             found = self._train(table / torch.where(scale > 0, scale, 1.0)) * scale
             learnt[start : start + size] = found[: len(rows)].flatten(1)[:, self._cell].cpu().numpy()
-        return learnt
 
     def values(self, q: Array) -> Array:
         """See `OfflineLearner.values`."""
