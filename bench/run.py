@@ -30,6 +30,8 @@ GROUPS: dict[str, Callable[[bool], list[Result]]] = {
     "junction": rollouts.junction,
     "mesoscopic": rollouts.mesoscopic,
     "value_iteration": learning.learn,
+    "dqn": learning.dqn_training,
+    "iql": learning.iql_training,
     "routing": learning.routing,
     "ray": search.ray_workers,
     "generation": search.generation,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.features import FEATURES, fit_scaler, static_features
+from ..policies.learners import LearnerSettings, make_learner
 from ..policies.policy import Navigation, Navigator
 from ..policies.preferences import HierarchicalPreferences, Rewards, od_groups, rewards_of_weights
 from ..policies.problem import LatentSettings, Problem
@@ -21,7 +22,7 @@ from ..scenarios.observed import Kind, Observed, load_observed
 from ..scenarios.scenario import Scenario
 from ..scenarios.town import write_town
 from ..scenarios.truths import iid_rewards, shared_taste, structured_weights
-from .config import Config, NavigationConfig
+from .config import Config, LearnerConfig, NavigationConfig
 from .seeds import child_rng
 
 TRUTH_GROUPS = 6  # origin-destination groups of a hidden truth; the learner's own grouping differs
@@ -88,13 +89,19 @@ def load_case(config: Config, directory: Path) -> Case:
         fit_scaler(loaded.network),
         LatentSettings(latent.kind, latent.groups, latent.connection_taste, latent.tokens),
         _navigation(config.navigation),
+        _learner(config.learner),
     )
+    make_learner(problem.learner, loaded.network)  # says now if its device is not here
     _require_choice(problem)
     return Case(config, problem, observed, loaded.published)
 
 
 def _navigation(given: NavigationConfig) -> Navigation:
-    return Navigation(given.router, given.heuristic, given.lambda_metres, given.discount)
+    return Navigation(given.router, given.heuristic, given.lambda_metres)
+
+
+def _learner(given: LearnerConfig) -> LearnerSettings:
+    return LearnerSettings(**given.model_dump())
 
 
 def _require_choice(problem: Problem) -> None:
@@ -129,9 +136,11 @@ class Truth:
         self._seed = case.config.target.truth_seed
         self._phi = static_features(network, problem.scaler)
         self._groups = od_groups(network, case.scenario.demand, TRUTH_GROUPS, seed=self._seed + 1)
-        way = case.config.target.navigation
-        navigation = problem.navigation if way is None else _navigation(way)
-        self._navigator = Navigator(network, case.scenario.demand, case.scenario.begin, navigation)
+        given = case.config.target
+        demand, begin = case.scenario.demand, case.scenario.begin
+        navigation = problem.navigation if given.navigation is None else _navigation(given.navigation)
+        learner = problem.learner if given.learner is None else _learner(given.learner)
+        self._navigator = Navigator(network, demand, begin, navigation, learner)
         self._navigator.calibrate(HierarchicalPreferences(network, self._phi, self._groups))
 
     def rewards(self, individuals: int = 0) -> Rewards:
@@ -155,12 +164,12 @@ class Truth:
 
     def under(self, edited: Edited) -> Truth:
         """The same drivers on an edited network; a copy of a vehicle wants what its original wants."""
-        scenario, problem = edited.scenario, self._case.problem
+        scenario, own = edited.scenario, self._navigator
         other = copy.copy(self)
         other._edited = edited
-        other._phi = static_features(scenario.network, problem.scaler)
+        other._phi = static_features(scenario.network, self._case.problem.scaler)
         other._navigator = Navigator(
-            scenario.network, scenario.demand, scenario.begin, self._navigator.navigation, self._navigator.bias_scale
+            scenario.network, scenario.demand, scenario.begin, own.navigation, own.settings, own.bias_scale
         )
         return other
 

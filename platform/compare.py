@@ -77,8 +77,11 @@ def _plan(
                     raise InputError("--truths: the case has an observed table, so there is one truth only")
                 config = load_config(path, [*given, *method.settings])
                 # The hidden drivers must not change with the method.
-                drivers = base.target.navigation or base.navigation
-                config = config.model_copy(update={"target": config.target.model_copy(update={"navigation": drivers})})
+                drivers = {
+                    "navigation": base.target.navigation or base.navigation,
+                    "learner": base.target.learner or base.learner,
+                }
+                config = config.model_copy(update={"target": config.target.model_copy(update=drivers)})
                 yield method, truth, seed, config, out / f"truth{truth}-seed{seed}" / method.name
 
 

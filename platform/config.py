@@ -84,8 +84,23 @@ class NavigationConfig(Settings):
     )
     heuristic: Literal["q", "advantage"] = Field("q", description="astar_q: bias of A*: Q, or Q - V")
     lambda_metres: float = Field(400.0, ge=0, description="metres of detour worth one s.d. of Q")
-    discount: float = Field(0.8, ge=0, lt=1, description="gamma of the offline learner")
     replan: Literal["pretrip", "junction"] = Field("pretrip", description="routes fixed at departure, or decided live")
+
+
+class LearnerConfig(Settings):
+    """How a policy is learnt from rewards, offline (MASDiff, A.1)."""
+
+    kind: Literal["vi", "soft_vi", "dqn", "iql"] = Field(
+        "vi",
+        description="value iteration, its soft form (random routes), a deep Q-network per vehicle, implicit Q-learning",
+    )
+    discount: float = Field(0.8, ge=0, lt=1, description="gamma")
+    temperature: float = Field(0.2, gt=0, description="soft_vi: of the policy, in s.d. of reward")
+    hidden: int = Field(16, ge=1, description="dqn, iql: units of each vehicle's network; 16 serves up to 8 ways on")
+    updates: int = Field(600, ge=1, description="dqn, iql: gradient steps; more of them for a discount above 0.9")
+    learning_rate: float = Field(0.02, gt=0, description="dqn, iql: at first; it falls linearly to zero")
+    expectile: float = Field(0.995, ge=0.5, lt=1, description="iql: towards 1, V becomes the maximum over actions")
+    device: str = Field("cpu", description="dqn, iql: cpu, cuda or cuda:N")
 
 
 class TargetConfig(Settings):
@@ -102,8 +117,9 @@ class TargetConfig(Settings):
     )
     truth_seed: int = Field(0, ge=0, description="which hidden truth, and the seed of the observed simulation")
     navigation: NavigationConfig | None = Field(
-        None, description="how hidden drivers choose their routes; by default as `navigation`, which the learner uses"
+        None, description="how hidden drivers choose their routes; by default as `navigation`, which the search uses"
     )
+    learner: LearnerConfig | None = Field(None, description="how they learn; by default as `learner`")
     functional_speed: float | Literal["critical"] = Field(
         0.5, description="lcc: share of the reference speed above which a road counts as functional"
     )
@@ -212,6 +228,7 @@ class Config(Settings):
     target: TargetConfig = TargetConfig()
     latent: LatentConfig = LatentConfig()
     navigation: NavigationConfig = NavigationConfig()
+    learner: LearnerConfig = LearnerConfig()
     search: SearchConfig = SearchConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     workers: WorkersConfig = WorkersConfig()

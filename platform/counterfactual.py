@@ -116,7 +116,9 @@ def simulate(
         worlds[name] = f"{name}-{_digest(there)}"
         bench.simulations.pool.add(
             worlds[name],
-            TransferProblem(there, problem.scaler, problem.latent, problem.navigation, bias_scale=bias_scale),
+            TransferProblem(
+                there, problem.scaler, problem.latent, problem.navigation, problem.learner, bias_scale=bias_scale
+            ),
         )
     learn = min(LEARN_SEEDS, seeds)
     count = [0, len(drivers) * (2 * seeds + HABITS * learn)]

@@ -41,7 +41,7 @@ SEARCHES = (
     ),
     Method("ldm-cfg", "the paper's LDM_CFG: diffusion told the error, no evolution", ("search.proposals=guided",)),
     Method("ldm-pcfg", "the paper's LDM_PCFG: the same with a proxy of the error", ("search.proposals=proxy",)),
-    Method("ldm-imit", "the paper's LDM.IMIT: one-step learner, gamma = 0", ("navigation.discount=0",)),
+    Method("ldm-imit", "the paper's LDM.IMIT: one-step learner, gamma = 0", ("learner.discount=0",)),
     Method("eq8-weights", "departure taken back: weights of Eq. 8", ("search.weight=linear",)),
     Method("line6-handover", "departure taken back: line 6 redraws everybody", ("search.handover=resample",)),
     Method("line5", "departure taken back: line 5 simulates again", ("search.reuse=false",)),
@@ -51,6 +51,9 @@ SEARCHES = (
         "departure taken back: A* + Q (Eq. 12), lambda 300 m",
         ("navigation.router=astar_q", "navigation.lambda_metres=300"),
     ),
+    Method("dqn", "departure taken back: a deep Q-network per vehicle", ("learner.kind=dqn",)),
+    Method("iql", "implicit Q-learning per vehicle", ("learner.kind=iql",)),
+    Method("soft-vi", "soft value iteration: random routes (recursive logit)", ("learner.kind=soft_vi",)),
     Method("token", "departure taken back: numbers per vehicle", ("latent.kind=token",)),
     Method("table", "the literal reward table per vehicle", ("latent.kind=table", "diffusion.width=64")),
 )

@@ -7,7 +7,8 @@ whenever one exists. The paper prints an L2 norm and writes "Manhattan": L1 here
 
 `regret` (the default) is the optimum of `sum(length + lambda * (V(s) - Q(s, a)))`: a connection costs its metres and the
 regret of not following the learnt policy there, which is never negative, so Dijkstra's route is exact. It trades distance
-against the same Q as Eq. 12, without the level V(s) that biases the open list.
+against the same Q as Eq. 12, without the level V(s) that biases the open list. Of a soft policy the regret is
+`-T log pi(a|s)`: the route trades distance against its likelihood.
 
 `consistent` is the optimum of `sum(max(length - lambda * reward, floor))`: Dijkstra on the rewards themselves, no Q.
 """
@@ -35,7 +36,8 @@ class Bonus:
     """Metres by which drivers favour connections, made on the spot for the few that a search looks at.
 
     The bonus of connection e for the driver in row v is `gain * (base[v, e] + weight[v] * log(1 + queue of the road ahead))`;
-    with `advantage`, less the largest over the allowed connections of the same road before it is scaled.
+    with `advantage`, less V of the road before it is scaled: the largest over its allowed connections, or at a `temperature`
+    T above 0 `T log sum exp(. / T)` over them, so that what is scaled is `T log pi(e)`.
     """
 
     base: NDArray[np.float32]  # [drivers, connections]
@@ -43,6 +45,7 @@ class Bonus:
     advantage: bool = False
     weight: NDArray[np.float32] | None = None  # [drivers]
     queue: NDArray[np.float32] | None = None  # [roads] vehicles
+    temperature: float = 0.0  # of the policy, in units of base
 
 
 def route_vehicles(
@@ -80,11 +83,11 @@ def route_vehicles(
 
 def _arrays(
     network: RoadNetwork, bonus: Bonus
-) -> tuple[NDArray[np.float32], np.float32, bool, NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float32], np.float32, bool, np.float32, NDArray[np.float32], NDArray[np.float32]]:
     """The bonus as the compiled searches take it."""
     weight = np.zeros(len(bonus.base), np.float32) if bonus.weight is None else bonus.weight
     queue = np.zeros(network.road_count, np.float32) if bonus.queue is None else bonus.queue
-    return bonus.base, np.float32(bonus.gain), bonus.advantage, weight, queue
+    return bonus.base, np.float32(bonus.gain), bonus.advantage, np.float32(bonus.temperature), weight, queue
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +220,9 @@ def _waiting(queue):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _favour(base, gain, advantage, weight, waiting, v, to, allowed, begin, end, bonus):  # type: ignore[no-untyped-def]
+def _favour(  # type: ignore[no-untyped-def]
+    base, gain, advantage, temperature, weight, waiting, v, to, allowed, begin, end, bonus
+):
     """Writes the bonus of driver v for the connections begin..end of one road (see `Bonus`)."""
     best = np.float32(-np.inf)
     for e in range(begin, end):
@@ -226,14 +231,20 @@ def _favour(base, gain, advantage, weight, waiting, v, to, allowed, begin, end, 
             best = max(best, bonus[e])
     if not advantage or best == -np.inf:
         best = np.float32(0.0)
+    elif temperature > 0:
+        total = np.float32(0.0)
+        for e in range(begin, end):
+            if allowed[e]:
+                total += np.exp((bonus[e] - best) / temperature)
+        best += temperature * np.log(total)
     for e in range(begin, end):
         bonus[e] = gain * (bonus[e] - best)
 
 
 @numba.njit(cache=True, nogil=True)
 def _search(  # type: ignore[no-untyped-def]
-    first, to, allowed, length, base, gain, advantage, weight, queue, drivers, origin, destination, ahead, goal_row, xy,
-    equation_12,
+    first, to, allowed, length, base, gain, advantage, temperature, weight, queue, drivers, origin, destination, ahead,
+    goal_row, xy, equation_12,
 ):  # fmt: skip
     """One route per vehicle by best-first search with a closed set.
 
@@ -273,7 +284,7 @@ def _search(  # type: ignore[no-untyped-def]
             if s == goal:
                 found = True
                 break
-            _favour(base, gain, advantage, weight, waiting, v, to, allowed, first[s], first[s + 1], bonus)
+            _favour(base, gain, advantage, temperature, weight, waiting, v, to, allowed, first[s], first[s + 1], bonus)
             for e in range(first[s], first[s + 1]):
                 t = to[e]
                 if not allowed[e] or closed[t]:

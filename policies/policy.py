@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from ..scenarios.demand import Demand, Routes
 from ..scenarios.network import RoadNetwork
 from .features import queue_feature
+from .learners import EXACT, LearnerSettings, make_learner
 from .navigation import Bonus, RouterName, distances_ahead, route_vehicles
 from .preferences import PreferenceModel, Rewards
-from .value_iteration import state_values, value_iteration
 
 Array = NDArray[np.float32]
 CHUNK = 4096  # vehicles decoded, learnt and routed at a time
-TOLERANCE = 1e-3  # of Q, in s.d. of reward: below a metre of detour
 CALIBRATION_DRAWS, CALIBRATION_VEHICLES = 8, 256
 
 
@@ -31,7 +30,6 @@ class Navigation:
     router: RouterName = "regret"  # the paper's is astar_q
     heuristic: Literal["q", "advantage"] = "q"  # astar_q: the bias of A* is Q(s, a), or Q(s, a) - V(s)
     lambda_metres: float = 400.0  # metres of detour worth one s.d. of what the router adds
-    discount: float = 0.8  # gamma
 
 
 class Navigator:
@@ -39,15 +37,25 @@ class Navigator:
 
     Q is divided by one constant, its s.d. over connections for a driver drawn from the prior, so that lambda is in metres
     and a driver with weak preferences stays close to the shortest path. (Dividing by each vehicle's own s.d. instead
-    would make the strength of a preference unlearnable.)
+    would make the strength of a preference unlearnable.) That constant is taken from the exact learner of the same fixed
+    point, so that lambda means the same to `vi`, `dqn` and `iql`.
     """
 
     def __init__(
-        self, network: RoadNetwork, demand: Demand, begin: float, navigation: Navigation, bias_scale: float = 1.0
+        self,
+        network: RoadNetwork,
+        demand: Demand,
+        begin: float,
+        navigation: Navigation,
+        learner: LearnerSettings = EXACT,
+        bias_scale: float = 1.0,
     ) -> None:
         self.network = network
         self.demand = demand
         self.navigation = navigation
+        self.settings = learner
+        self.learner = make_learner(learner, network)
+        self._exact = make_learner(learner.exact(), network)
         self.minute = np.maximum(((demand.depart - begin) // 60).astype(np.int64), 0)
         self.bias_scale = bias_scale
         self.ahead = distances_ahead(network, demand.destination) if navigation.router == "regret" else None
@@ -55,16 +63,15 @@ class Navigator:
     def calibrate(self, model: PreferenceModel, seed: int = 0) -> None:
         """Sets the constant that turns Q into units of its prior standard deviation."""
         rng = np.random.default_rng(seed)
-        empty = np.zeros((self.network.road_count, 1), np.float32)
         rows = np.linspace(0, len(self.demand.ids) - 1, min(CALIBRATION_VEHICLES, len(self.demand.ids)), dtype=np.int64)
         spread = []
         for _ in range(CALIBRATION_DRAWS):
             rewards = model.decode(rng.standard_normal(model.shape, dtype=np.float32))
-            few = Rewards(rewards.static[rows], np.zeros(rows.size, np.float32))
-            bias = self._base(few, empty, np.zeros(rows.size, np.int64))
+            bias = rewards.static[rows]
+            if self.navigation.router != "consistent":
+                bias = self._exact.q(bias)
             if self.advantage:
-                values = state_values(bias, self.network.first, self.network.allowed)
-                bias = bias - values[:, self.network.connections[:, 0]]
+                bias = bias - self._exact.values(bias)[:, self.network.connections[:, 0]]
             spread.append(bias[:, self.network.allowed].std(axis=1).mean())
         self.bias_scale = max(float(np.mean(spread)), 1e-9)
 
@@ -75,14 +82,7 @@ class Navigator:
 
     def q_values(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
         """Q of vehicles departing in `minute` when roads queue as `queue [roads, minutes]`; `[vehicles, connections]`."""
-        return value_iteration(
-            self.reward_table(rewards, queue, minute),
-            self.network.first,
-            self.network.to,
-            self.network.allowed,
-            self.navigation.discount,
-            TOLERANCE,
-        )
+        return self.learner.q(self.reward_table(rewards, queue, minute))
 
     def reward_table(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
         """R(s, a) at each vehicle's departure minute, `[vehicles, connections]`."""
@@ -111,7 +111,8 @@ class Navigator:
         for start in range(0, count, CHUNK):
             rows = slice(start, min(start + CHUNK, count))
             chunk = Rewards(rewards.static[rows], rewards.queue_weight[rows])
-            bonus = Bonus(self._base(chunk, queue, self.minute[rows]), self.gain, self.advantage)
+            base = self._base(chunk, queue, self.minute[rows])
+            bonus = Bonus(base, self.gain, self.advantage, temperature=self.learner.temperature)
             origin, destination = self.demand.origin[rows], self.demand.destination[rows]
             router = self.navigation.router
             parts.append(route_vehicles(self.network, origin, destination, bonus, router, self.ahead))
@@ -136,17 +137,16 @@ class JunctionPolicy:
     def __init__(self, navigator: Navigator, rewards: Rewards, queue: Array) -> None:
         self._navigator = navigator
         self._weight = rewards.queue_weight
-        network, navigation = navigator.network, navigator.navigation
         self._base = rewards.static
-        if navigation.router != "consistent":
-            q = navigator.q_values(rewards, queue, navigator.minute)
-            values = state_values(q, network.first, network.allowed)
-            self._base = rewards.static + np.float32(navigation.discount) * values[:, network.to]
+        if navigator.navigation.router != "consistent":
+            values = navigator.learner.values(navigator.q_values(rewards, queue, navigator.minute))
+            self._base = rewards.static + np.float32(navigator.settings.discount) * values[:, navigator.network.to]
 
     def routes(self, vehicles: NDArray[np.int32], roads: NDArray[np.int32], queue: Array) -> Routes:
         """Ways on from `roads [k]` to the destinations of `vehicles [k]` when roads queue as `queue [roads]` now."""
         navigator = self._navigator
-        bonus = Bonus(self._base, navigator.gain, navigator.advantage, self._weight, queue)
+        temperature = navigator.learner.temperature
+        bonus = Bonus(self._base, navigator.gain, navigator.advantage, self._weight, queue, temperature)
         destination = navigator.demand.destination[vehicles]
         router = navigator.navigation.router
         return route_vehicles(navigator.network, roads, destination, bonus, router, navigator.ahead, vehicles)

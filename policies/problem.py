@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..scenarios.scenario import Scenario
 from .features import FeatureScaler, static_features
+from .learners import EXACT, LearnerSettings
 from .policy import Navigation, Navigator
 from .preferences import HierarchicalPreferences, PreferenceModel, TokenPreferences, od_groups
 
@@ -33,6 +34,7 @@ class Problem:
     scaler: FeatureScaler
     latent: LatentSettings
     navigation: Navigation
+    learner: LearnerSettings = EXACT
 
     def preference_model(self) -> PreferenceModel:
         network, demand, latent = self.scenario.network, self.scenario.demand, self.latent
@@ -44,7 +46,8 @@ class Problem:
         return TokenPreferences(network, phi, len(demand.ids), size, latent.seed)
 
     def navigator(self, model: PreferenceModel) -> Navigator:
-        navigator = Navigator(self.scenario.network, self.scenario.demand, self.scenario.begin, self.navigation)
+        scenario = self.scenario
+        navigator = Navigator(scenario.network, scenario.demand, scenario.begin, self.navigation, self.learner)
         navigator.calibrate(model, self.latent.seed)
         return navigator
 

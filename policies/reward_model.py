@@ -186,7 +186,9 @@ class TransferProblem(Problem):
 
     def navigator(self, model: PreferenceModel) -> Navigator:
         scenario = self.scenario
-        return Navigator(scenario.network, scenario.demand, scenario.begin, self.navigation, self.bias_scale)
+        return Navigator(
+            scenario.network, scenario.demand, scenario.begin, self.navigation, self.learner, self.bias_scale
+        )
 
 
 def require_network(models: RewardModels, network: RoadNetwork, path: Path) -> None:

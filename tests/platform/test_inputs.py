@@ -15,6 +15,7 @@ from throng.platform.config import load_config
 from throng.platform.experiment import run
 from throng.platform.progress import Progress
 from throng.platform.store import RunStore, write_atomic
+from throng.policies.learners import LearnerSettings
 from throng.scenarios.errors import InputError
 from throng.scenarios.network import load_network
 from throng.scenarios.observed import Observed, save_observed
@@ -51,7 +52,7 @@ def own_case(town: Path, tmp_path: Path, extra: str = "") -> Path:
         ("scenario:\n  minutes: 30\n", r"give either `town`"),
         ("scenario:\n  net: a.net.xml\n", r"`net` needs `demand`"),
         ("target:\n  truth: published\n", r"the town has bare trips"),
-        ("navigation:\n  discount: 1.0\n", r"navigation.discount"),
+        ("learner:\n  discount: 1.0\n", r"learner.discount"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, text: str, said: str) -> None:
@@ -85,6 +86,15 @@ def test_a_missing_net_is_named_before_anything_is_written(tmp_path: Path) -> No
 def test_published_truth_needs_routes(town: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are bare trips"):
         load_case(load_config(own_case(town, tmp_path, "target:\n  truth: published\n")), tmp_path)
+
+
+def test_the_learner_is_the_one_that_was_asked_for(town: Path, tmp_path: Path) -> None:
+    path = own_case(town, tmp_path, "learner: {kind: iql, discount: 0.7, updates: 50, expectile: 0.9, hidden: 8}\n")
+    learner = load_case(load_config(path), tmp_path).problem.learner
+    assert learner == LearnerSettings("iql", discount=0.7, updates=50, expectile=0.9, hidden=8)
+    assert load_case(load_config(own_case(town, tmp_path)), tmp_path).problem.learner == LearnerSettings()
+    with pytest.raises(InputError, match=r"learner\.device: 'cuda:99' cannot be used here"):
+        load_case(load_config(path, ["learner.device=cuda:99"]), tmp_path)
 
 
 def test_an_empty_window_says_when_vehicles_depart(town: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 from throng.policies import policy as policy_module
 from throng.policies.features import STATIC, fit_scaler, static_features
+from throng.policies.learners import LearnerSettings
 from throng.policies.navigation import FLOOR, RouterName, route_vehicles
 from throng.policies.policy import JunctionPolicy, Navigation, Navigator, concatenate
 from throng.policies.preferences import HierarchicalPreferences, Rewards, od_groups, rewards_of_weights
@@ -204,7 +205,7 @@ def test_at_junctions_the_queues_of_now_decide(
     """Two ways round, one 20 m longer: the queue-averse driver takes it exactly when the short one queues."""
     network = hand_made(4, [(0, 1), (0, 2), (1, 3), (2, 3)], length=[100, 100, 120, 100])
     demand = make_demand([0], [3])
-    navigator = Navigator(network, demand, 0.0, Navigation("regret", lambda_metres=50.0, discount=0.5))
+    navigator = Navigator(network, demand, 0.0, Navigation("regret", lambda_metres=50.0), LearnerSettings(discount=0.5))
     rewards = Rewards(np.zeros((1, 4), np.float32), np.array([-1.0], np.float32))
     junction = JunctionPolicy(navigator, rewards, np.zeros((4, 1), np.float32))
     at = np.zeros(1, np.int32)
