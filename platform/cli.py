@@ -35,6 +35,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting, e.g. `--set search.population=64`. May be repeated."),
 ]
+Profile = Annotated[
+    str,
+    typer.Option(help="Defaults below the case: `fast`, or `paper` (MASDiff as printed, configs/masdiff_paper.yaml)."),
+]
 RunPath = Annotated[Path, typer.Argument(help="The folder of a run, as `throng run` printed it.")]
 
 
@@ -42,6 +46,7 @@ RunPath = Annotated[Path, typer.Argument(help="The folder of a run, as `throng r
 def run(
     config: ConfigPath = None,
     overrides: Overrides = None,
+    profile: Profile = "fast",
     out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/NAME].")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Demand an existing run; its budget and generations may be raised.")
@@ -56,7 +61,7 @@ def run(
     from .config import load_config
     from .experiment import run as run_experiment
 
-    settings = load_config(config, overrides)
+    settings = load_config(config, overrides, profile)
     directory = out if out is not None else Path("runs") / settings.name
     store = run_experiment(settings, directory, resume, console)
     _finish(store.directory)
@@ -195,14 +200,14 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 @scenario_app.command("check")
-def check(config: ConfigPath = None, overrides: Overrides = None) -> None:
+def check(config: ConfigPath = None, overrides: Overrides = None, profile: Profile = "fast") -> None:
     """Load a scenario, simulate it, and say whether it can be learnt from."""
     from .check import check_scenario
     from .config import load_config
     from .progress import Progress
 
     with Progress(console) as progress:
-        rows, verdict, learnable = check_scenario(load_config(config, overrides), progress)
+        rows, verdict, learnable = check_scenario(load_config(config, overrides, profile), progress)
     table = Table(show_header=False, box=None, padding=(0, 2))
     for label, value in rows:
         table.add_row(label, value)

@@ -75,7 +75,12 @@ def _plan(
                 base = load_config(path, given)
                 if base.target.observed is not None and len(truths) > 1:
                     raise InputError("--truths: the case has an observed table, so there is one truth only")
-                config = load_config(path, [*given, *method.settings])
+                # A profile brings its own size of search: the budget compared at is the case's.
+                size = {
+                    name: getattr(base.search, name) for name in ("population", "budget", "generations", "patience")
+                }
+                sizes = [f"search.{name}={value}" for name, value in size.items()]
+                config = load_config(path, [*sizes, *given, *method.settings], method.profile)
                 # The hidden drivers must not change with the method.
                 drivers = {
                     "navigation": base.target.navigation or base.navigation,

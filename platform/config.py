@@ -24,6 +24,8 @@ from pydantic import (
 from ..scenarios.errors import InputError
 
 Rung = Literal["meso", "quiet", "micro"]
+# Defaults that a case stands on; those of `fast` are in the models below.
+PROFILES = {"fast": None, "paper": Path(__file__).parent.parent / "configs" / "masdiff_paper.yaml"}
 
 
 class Settings(BaseModel):
@@ -249,23 +251,21 @@ def _resolved(base: Path, path: Path) -> Path:
     return path if path.is_absolute() else (base / path).resolve()
 
 
-def load_config(path: Path | None, overrides: list[str] | None = None) -> Config:
+def load_config(path: Path | None, overrides: list[str] | None = None, profile: str = "fast") -> Config:
     """Reads a YAML file (None: the built-in town) and applies `key.sub=value` overrides, whose values are YAML.
 
+    `profile` "paper" puts other defaults below the file, those of configs/masdiff_paper.yaml; "fast" has none to put there.
+
     Raises:
-        InputError: unreadable file, malformed YAML, unknown key (with the nearest right name), or a value out of range.
+        InputError: unknown profile, unreadable file, malformed YAML, unknown key (with the nearest right name), or a value
+            out of range.
     """
-    data: dict[str, Any] = {}
+    if profile not in PROFILES:
+        raise InputError(f"--profile {profile}: no such profile; known: {', '.join(PROFILES)}")
+    defaults = PROFILES[profile]
+    data: dict[str, Any] = {} if defaults is None else _read(defaults)
     if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise InputError(f"{path}: cannot read the configuration ({error.strerror})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not valid YAML: {error}") from error
-        if loaded is not None and not isinstance(loaded, dict):
-            raise InputError(f"{path}: expected `key: value` lines, got {type(loaded).__name__}")
-        data = {"name": re.sub(r"[^\w.-]", "-", path.stem), **(loaded or {})}
+        data = _over(data, {"name": re.sub(r"[^\w.-]", "-", path.stem), **_read(path)})
     for override in overrides or []:
         _apply(data, override)
     source = str(path) if path is not None else "configuration"
@@ -273,6 +273,27 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> Config
         return Config.model_validate(data, context={"base": path.parent if path else Path()})
     except ValidationError as error:
         raise InputError(_explain(source, error)) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the configuration ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise InputError(f"{path}: expected `key: value` lines, got {type(loaded).__name__}")
+    return loaded or {}
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Settings on top of others, group by group."""
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _over(below[key], above[key])
+    return merged
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -21,6 +21,7 @@ class Method:
     name: str
     about: str
     settings: tuple[str, ...] = ()  # `key=value`, as after --set
+    profile: str = "fast"
 
 
 NO_SCREEN = "search.screen=1"
@@ -55,6 +56,7 @@ SEARCHES = (
     Method("iql", "implicit Q-learning per vehicle", ("learner.kind=iql",)),
     Method("soft-vi", "soft value iteration: random routes (recursive logit)", ("learner.kind=soft_vi",)),
     Method("token", "departure taken back: numbers per vehicle", ("latent.kind=token",)),
+    Method("paper", "all departures taken back (configs/masdiff_paper.yaml), at the case's budget", (), "paper"),
     Method("table", "the literal reward table per vehicle", ("latent.kind=table", "diffusion.width=64")),
 )
 # Simulated once per case and seed, beside every search.

@@ -121,7 +121,7 @@ def test_pyproject_lists_the_packages_there_are() -> None:
     """A folder that is not listed would be missing in the wheel."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     there = {_package(file) for file in _sources()}
-    assert set(settings["setuptools"]["packages"]) == there
+    assert set(settings["setuptools"]["packages"]) == there | {"throng.configs"}  # YAML only
     assert {name for name in there if name.count(".") == 1} == set(settings["mypy"]["packages"])
     for name in there:
         folder = ROOT.joinpath(*name.split(".")[1:])
@@ -189,7 +189,7 @@ def test_the_wheel_holds_every_module_and_the_files_beside_them(wheel: Path) -> 
     inside = set(ZipFile(wheel).namelist())
     modules = {name for name in inside if name.endswith(".py")}
     assert modules == {f"throng/{file.as_posix()}" for file in _sources()}
-    assert "throng/platform/report.html" in inside
+    assert {"throng/platform/report.html", "throng/configs/masdiff_paper.yaml"} <= set(inside)
     assert {f"throng/{file.parent.as_posix()}/py.typed" for file in _sources()} <= inside
 
 

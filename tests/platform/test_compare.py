@@ -227,8 +227,38 @@ def test_every_method_is_a_valid_configuration() -> None:
     """All settings of the registry are known keys with values in range, and each changes something but the first."""
     plain = load_config(None, [])
     for method in METHODS.values():
-        config = load_config(None, list(method.settings))
-        assert (config == plain) == (not method.settings)
+        config = load_config(None, list(method.settings), method.profile)
+        assert (config == plain) == (method.name == "masdiff")
+
+
+def test_the_papers_path_runs_and_takes_every_departure_back(tmp_path: Path) -> None:
+    """`--profile paper` in small: line 5 simulates, nobody is kept, everything is microscopic, and a DQN learns."""
+    config = load_config(None, [*SMALL, "search.population=3", "search.budget=60", "learner.updates=50"], "paper")
+    assert (config.latent.kind, config.learner.kind, config.navigation.router) == ("token", "dqn", "astar_q")
+    assert (config.search.weight, config.search.handover, config.search.ladder) == ("linear", "resample", ("micro",))
+    run(
+        config.model_copy(update={"search": config.search.model_copy(update={"screen": 1})}),
+        tmp_path / "run",
+        False,
+        QUIET,
+    )
+    store = RunStore.open(tmp_path / "run")
+    assert store.ledger().num_rows >= 3 * 6
+    result = store.read_json("result.json")
+    assert result is not None
+    assert result["simulations"]["meso"] == 0
+    # Per generation 2 x 3 candidates and 2 elites to name the result by; from the second on 3 more for line 5.
+    assert result["simulations"]["micro"] >= 3 * 6 + 2 * 3
+
+
+def test_a_case_and_set_go_on_top_of_a_profile(tmp_path: Path) -> None:
+    (tmp_path / "case.yaml").write_text("latent: {tokens: 5}\nsearch: {population: 7}\n")
+    config = load_config(tmp_path / "case.yaml", ["search.weight=rank"], "paper")
+    assert (config.latent.kind, config.latent.tokens) == ("token", 5)
+    assert (config.search.population, config.search.weight, config.search.handover) == (7, "rank", "resample")
+    assert config.name == "case"
+    with pytest.raises(InputError, match="no such profile; known: fast, paper"):
+        load_config(None, [], "papre")
 
 
 def test_several_truths_of_an_observed_table_are_refused_before_any_run(tmp_path: Path) -> None:
