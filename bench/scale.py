@@ -27,7 +27,7 @@ from throng.platform.target import Target
 from throng.policies.diffusion import DiffusionSettings
 from throng.scenarios.macro import Macro
 from throng.workers.pool import Job, LocalPool
-from throng.workers.reward import RewardClient
+from throng.workers.reward import Proposal, RewardClient
 from throng.workers.sumo import Rollout
 from town import configuration, town
 
@@ -63,11 +63,11 @@ class Pretended:
     def train(self, z: Array, queues: Array, weight: NDArray[np.float64], seed: int) -> Callable[[], float]:
         return lambda: 0.0
 
-    def sample(self, queues: Array, seed: int) -> Array:
-        return self._rng.standard_normal((len(queues), *self._latent), dtype=np.float32)
+    def sample(self, queues: Array, seed: int) -> Proposal:
+        return Proposal(self._rng.standard_normal((len(queues), *self._latent), dtype=np.float32))
 
-    def mutate(self, z: Array, queues: Array, kept: float, seed: int) -> Array:
-        return z + self._rng.standard_normal(z.shape, dtype=np.float32)
+    def mutate(self, genes: Array, queues: Array, kept: float, seed: int) -> Proposal:
+        return Proposal(genes + self._rng.standard_normal(genes.shape, dtype=np.float32))
 
 
 def memory(quick: bool) -> list[Result]:

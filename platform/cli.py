@@ -95,7 +95,7 @@ def evaluate(
         model = bench.case.problem.preference_model()
         progress.phase("floors and nulls")
         known = references.measure(bench, model, config.report.reference_seeds)
-        evaluate_solution(bench, store, model, known, Solution.load(solution), seeds, progress)
+        evaluate_solution(bench, store, known, Solution.load(solution), seeds, progress)
     _finish(run)
 
 
@@ -151,7 +151,7 @@ def whatif(
 def compare(
     config: ConfigPath = None,
     methods: Annotated[
-        str, typer.Option(help="Searches, separated by commas; `--methods list` names them all.")
+        str, typer.Option(help="Methods, separated by commas; `--methods list` names them all.")
     ] = "masdiff,random,cma",
     seeds: Annotated[str, typer.Option(help="Search seeds, separated by commas.")] = "0,1,2",
     truths: Annotated[str, typer.Option(help="Hidden truths of a synthetic case, separated by commas.")] = "0",
@@ -166,13 +166,14 @@ def compare(
     from .compare import HEADINGS, cells, explained, summarise, write
     from .compare import compare as compare_methods
     from .config import load_config
-    from .methods import METHODS, searches
+    from .methods import METHODS
+    from .methods import chosen as methods_named
 
     if methods == "list":
         for method in METHODS.values():
             console.print(f"{method.name:16} {method.about}", highlight=False)
         return
-    chosen = searches(methods.split(","))
+    chosen = methods_named(methods.split(","))
     name = load_config(config, overrides).name
     folder = out if out is not None else Path("runs") / f"{name}-compare"
     given = (_numbers("--truths", truths), _numbers("--seeds", seeds))

@@ -19,7 +19,9 @@ from ..scenarios.errors import InputError
 from .config import Config, load_config
 from .experiment import run
 from .figures import INK, MUTED
-from .methods import OWN, REFERENCES, Method
+from .methods import OWN, PEERS, REFERENCES, Method
+from .peer_run import run_peer
+from .peers import DoesNotApply
 from .store import RunStore, write_atomic
 
 # Colours that stand apart for the colour-blind (Okabe and Ito), then dashed again.
@@ -49,6 +51,8 @@ def compare(
 ) -> list[Score]:  # fmt: skip
     """Runs every method for every truth and seed, those finished excepted; returns all scores.
 
+    A peer that does not apply to the case is left out, and the reason shown.
+
     Raises:
         InputError: bad inputs, or a folder that holds something else.
     """
@@ -59,9 +63,18 @@ def compare(
         if not _finished(directory, config):
             console.print(f"run {number} of {len(plan)}: {method.name}, truth {truth}, seed {seed}", highlight=False)
             sibling = first.get(directory.parent)
-            run(config, directory, resume=False, console=console, sibling=sibling)
+            try:
+                if method in PEERS:
+                    run_peer(method.name, config, directory, console, sibling)
+                else:
+                    run(config, directory, resume=False, console=console, sibling=sibling)
+            except DoesNotApply as reason:
+                console.print(f"{method.name} left out: {reason}", highlight=False)
+                continue
         first.setdefault(directory.parent, directory)
         scores.append(_score(method.name, truth, seed, directory))
+    if not scores:
+        raise InputError("--methods: none of them applies to this case; the reasons are above")
     return scores
 
 
@@ -101,13 +114,15 @@ def _score(method: str, truth: int, seed: int, directory: Path) -> Score:
     evaluation, result = store.read_json("evaluation.json"), store.read_json("result.json")
     assert evaluation is not None
     assert result is not None
-    rows = {row["method"]: row for row in evaluation["rows"]}
-    history = store.manifest()["history"]
+    own, *others = evaluation["rows"]
+    rows = {row["method"]: row for row in others}
+    history = store.manifest().get("history", [])  # peers have none
     best = np.minimum.accumulate([row["best"] for row in history])
+    curve = [(row["simulations"], float(error)) for row, error in zip(history, best, strict=True)]
     return Score(
-        method, truth, seed, rows["throng"]["rmse"], rows["throng"]["rmse_sd"], rows["throng"]["gap"], result["spent"],
-        sum(row.get("seconds", 0.0) for row in history),
-        tuple((row["simulations"], float(error)) for row, error in zip(history, best, strict=True)),
+        method, truth, seed, own["rmse"], own["rmse_sd"], own["gap"], result["spent"],
+        result.get("seconds", 0.0) + sum(row.get("seconds", 0.0) for row in history),
+        tuple(curve) or ((result["spent"], own["rmse"]),),
         {name: rows[row]["rmse"] for name, row in REFERENCES.items() if row in rows},
         evaluation["unit"],
     )  # fmt: skip

@@ -31,7 +31,7 @@ from .progress import Progress
 from .proposals import CmaEs, Guided, Prior, Source
 from .references import Reference
 from .search import Search
-from .seeds import child_seed
+from .simulations import Outcome
 from .store import RunStore, write_atomic
 from .workbench import Workbench, workbench
 
@@ -82,7 +82,7 @@ def run(config: Config, directory: Path, resume: bool, console: Console, sibling
                 progress.phase("floors and nulls")
                 known = refs.measure(bench, model, config.report.reference_seeds)
                 solution = _search(bench, store, model, known, progress)
-                evaluate(bench, store, model, known, solution, config.report.seeds, progress)
+                evaluate(bench, store, known, solution, config.report.seeds, progress)
         finally:
             store.close()
     return store
@@ -214,7 +214,6 @@ def _solution(search: Search) -> Solution:
 def evaluate(
     bench: Workbench,
     store: RunStore,
-    model: PreferenceModel,
     known: dict[str, Reference],
     solution: Solution,
     seeds: int,
@@ -226,16 +225,18 @@ def evaluate(
     what two runs of the same drivers differ by.
     """
     progress.phase("evaluating")
-    case = bench.case
     best = {"z": solution.z[0], "queue": solution.tau[0]}
-    jobs = [
-        Job(f"evaluate-{solution.digest}-{i}", child_seed(case.config.seed, "evaluate", i), **best)
-        for i in range(seeds)
-    ]
-    outcomes = bench.must(jobs)
+    jobs = [Job(f"evaluate-{solution.digest}-{i}", bench.seed("evaluate", i), **best) for i in range(seeds)]
+    return judge(bench, store, "throng", bench.must(jobs), known)
+
+
+def judge(
+    bench: Workbench, store: RunStore, name: str, outcomes: list[Outcome], known: dict[str, Reference]
+) -> dict[str, Any]:
+    """Writes evaluation.json and its tensors for simulations on fresh seeds, one outcome each, beside floors and nulls."""
     quantities = np.stack([bench.target.quantity(one.macro) for one in outcomes if one.macro is not None])
     scores = [bench.target.scores(one) for one in quantities]
-    own = Reference("throng", scores)
+    own = Reference(name, scores)
     if refs.SEED_FLOOR in known:
         floor, floor_is = known[refs.SEED_FLOOR].mean, "truth, other seeds"
     else:
@@ -244,7 +245,7 @@ def evaluate(
     prior = known[refs.PRIOR].mean
     rows = [_row(reference, floor, prior) for reference in [own, *known.values()]]
     result = {
-        "seeds": seeds,
+        "seeds": len(outcomes),
         "unit": bench.target.unit,
         "kind": bench.target.kind,
         "floor": floor,

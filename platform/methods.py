@@ -16,7 +16,7 @@ OWN = "masdiff"
 
 @dataclass(frozen=True)
 class Method:
-    """One way to search."""
+    """One way to explain what was observed."""
 
     name: str
     about: str
@@ -59,6 +59,10 @@ SEARCHES = (
     Method("paper", "all departures taken back (configs/masdiff_paper.yaml), at the case's budget", (), "paper"),
     Method("table", "the literal reward table per vehicle", ("latent.kind=table", "diffusion.width=64")),
 )
+PEERS = (
+    Method("duaiterate", "SUMO's duaIterate.py: user equilibrium, an iteration for each simulation of the budget"),
+    Method("routesampler", "SUMO's routeSampler.py on counts of all roads, which no other method sees"),
+)
 # Simulated once per case and seed, beside every search.
 REFERENCES = {
     "seed-floor": SEED_FLOOR,
@@ -67,10 +71,10 @@ REFERENCES = {
     "shortest": SHORTEST,
     "fastest": FASTEST,
 }
-METHODS = {method.name: method for method in SEARCHES}
+METHODS = {method.name: method for method in (*SEARCHES, *PEERS)}
 
 
-def searches(names: list[str]) -> list[Method]:
+def chosen(names: list[str]) -> list[Method]:
     """The methods of these names, in their order.
 
     Raises:
@@ -78,7 +82,7 @@ def searches(names: list[str]) -> list[Method]:
     """
     for name in names:
         if name in REFERENCES:
-            raise InputError(f"--methods: {name} is simulated beside every search; name searches only")
+            raise InputError(f"--methods: {name} is simulated beside every search; name others")
         if name not in METHODS:
             raise InputError(f"--methods: no method {name!r}; known: {', '.join(METHODS)}")
         if names.count(name) > 1:

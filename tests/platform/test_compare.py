@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from throng.platform.case import load_case
 from throng.platform.compare import Score, compare, curves, summarise, write
 from throng.platform.config import Config, load_config
 from throng.platform.evolution import Individual
 from throng.platform.experiment import run
-from throng.platform.methods import METHODS, searches
+from throng.platform.methods import METHODS, PEERS, chosen
 from throng.platform.proposals import CmaEs, Prior
 from throng.platform.store import RunStore
 from throng.scenarios.errors import InputError
@@ -80,7 +82,7 @@ def test_the_prior_is_standard_normal_and_follows_its_seed() -> None:
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Score]]:
     out = tmp_path_factory.mktemp("compare")
-    methods = searches(["masdiff", "cma", "astar-q"])
+    methods = chosen(["masdiff", "cma", "astar-q"])
     return out, compare(None, SMALL, methods, [0], [0, 1], out, QUIET)
 
 
@@ -122,7 +124,7 @@ def test_finished_runs_are_not_repeated(compared: tuple[Path, list[Score]], monk
         raise AssertionError("a finished run was begun again")
 
     monkeypatch.setattr("throng.platform.compare.run", refuse)
-    again = compare(None, SMALL, searches(["masdiff", "cma", "astar-q"]), [0], [0, 1], out, QUIET)
+    again = compare(None, SMALL, chosen(["masdiff", "cma", "astar-q"]), [0], [0, 1], out, QUIET)
     assert again == scores
 
 
@@ -220,13 +222,15 @@ def test_every_source_resumes_to_the_same_result(settings: list[str], tmp_path: 
 )
 def test_wrong_names_are_refused(names: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        searches(names)
+        chosen(names)
 
 
 def test_every_method_is_a_valid_configuration() -> None:
     """All settings of the registry are known keys with values in range, and each changes something but the first."""
     plain = load_config(None, [])
     for method in METHODS.values():
+        if method in PEERS:
+            continue
         config = load_config(None, list(method.settings), method.profile)
         assert (config == plain) == (method.name == "masdiff")
 
@@ -261,13 +265,33 @@ def test_a_case_and_set_go_on_top_of_a_profile(tmp_path: Path) -> None:
         load_config(None, [], "papre")
 
 
+def test_a_peer_is_judged_beside_and_one_that_does_not_apply_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    """routeSampler needs counts, and queues were observed; duaIterate needs trips only."""
+    (tmp_path / "queues.csv").write_text("road,minute,queue\n" + "".join(f"C3B3,{minute},1\n" for minute in range(5)))
+    given = [*SMALL, f"target.observed={tmp_path / 'queues.csv'}", "search.budget=2"]
+    console = Console(record=True, width=300, quiet=False, file=io.StringIO())
+    scores = compare(None, given, chosen(["duaiterate", "routesampler"]), [0], [0], tmp_path / "out", console)
+    assert [(one.method, one.simulations) for one in scores] == [("duaiterate", 2.0)]
+    assert "routesampler left out: routeSampler.py needs counts" in console.export_text()
+    folder = tmp_path / "out" / "truth0-seed0" / "duaiterate"
+    road = load_case(load_config(None, given), tmp_path / "case").scenario.network.road_ids.index("C3B3")
+    errors = []
+    for i in range(2):
+        with np.load(folder / "journal" / f"evaluate-duaiterate-{i}.npz") as data:
+            errors.append(np.sqrt(np.mean(np.square(data["queue"][road] - 1.0))))
+    assert scores[0].rmse == pytest.approx(np.mean(errors))
+    assert json.loads((folder / "evaluation.json").read_text())["rows"][0]["method"] == "duaiterate"
+    with pytest.raises(InputError, match="none of them applies"):
+        compare(None, given, chosen(["routesampler"]), [0], [0], tmp_path / "none", QUIET)
+
+
 def test_several_truths_of_an_observed_table_are_refused_before_any_run(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("road,minute,queue\n")
     with pytest.raises(InputError, match="--truths"):
         compare(
             None,
             [*SMALL, f"target.observed={tmp_path / 'x.csv'}"],
-            searches(["random"]),
+            chosen(["random"]),
             [0, 1],
             [0],
             tmp_path / "o",
