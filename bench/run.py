@@ -1,7 +1,7 @@
 """Throng's benchmarks: `python bench/run.py [--only NAME …] [--quick] [--out FILE]`.
 
 Prints a table and writes its rows as JSON; exits 1 if a bar is missed. `--quick` measures little: it shows
-that the benchmarks run, not what they say. A quiet machine with two processors takes about six minutes.
+that the benchmarks run, not what they say. A quiet machine with two processors takes about ten minutes.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_the_learner_is_the_one_that_was_asked_for(town: Path, tmp_path: Path) -
     assert learner == LearnerSettings("iql", discount=0.7, updates=50, expectile=0.9, hidden=8)
     assert load_case(load_config(own_case(town, tmp_path)), tmp_path).problem.learner == LearnerSettings()
     with pytest.raises(InputError, match=r"learner\.device: 'cuda:99' cannot be used here"):
-        load_case(load_config(path, ["learner.device=cuda:99"]), tmp_path)
+        load_case(load_config(path, ["learner={kind: dqn, device: cuda:99}"]), tmp_path)
 
 
 def test_an_empty_window_says_when_vehicles_depart(town: Path, tmp_path: Path) -> None:
