@@ -189,8 +189,10 @@ class Search:
             state.population = self._distinct([*kept, *self._retained(), *fresh])
         children: list[Individual] = []
         if cfg.mutation:
-            self._train("a")()
-            children = self._evaluate(self._screened("mutation", cfg.population), "b")
+            training = self._train("a")
+            guide = self._guide()  # while the model trains
+            training()
+            children = self._evaluate(self._screened("mutation", cfg.population, guide), "b")
         training = self._train("b")
         self._renew_elites([*state.population, *children])  # simulates while the model trains
         training()
@@ -286,8 +288,11 @@ class Search:
         own_choice = self.settings.proposals in ("evolution", "random")  # the others have to hear of all they propose
         return own_choice and self.settings.screen > 1 and self.target.by_road and len(self.archive) >= enough
 
-    def _screened(self, operator: Operator, count: int) -> list[Individual]:
-        """Draws `screen` times as many candidates as needed and keeps those whose flows promise the smallest error."""
+    def _screened(self, operator: Operator, count: int, guide: EnsembleKalman | None = None) -> list[Individual]:
+        """Draws `screen` times as many candidates as needed and keeps those whose flows promise the smallest error.
+
+        Mutations also take a step of the `guide`.
+        """
         state, cfg = self.state, self.settings
         total = count * (cfg.screen if self._can_screen else 1)
         parents = state.population
@@ -303,23 +308,27 @@ class Search:
             kept = kept_signal(cfg.kept_first, cfg.kept_last, state.spent / cfg.budget)
             genes = np.stack([p.z if p.code is None else p.code for p in chosen])
             proposal = self.reward.mutate(genes, taus, kept, seed)
-            if proposal.code is None:
-                proposal = Proposal(proposal.z + self._towards_observation(chosen))
+            if guide is not None and proposal.code is None:
+                proposal = Proposal(proposal.z + self._towards_observation(guide, chosen))
         return self._promising(operator, proposal, taus, [p.id for p in chosen], count)
 
-    def _towards_observation(self, parents: list[Individual]) -> Array:
+    def _guide(self) -> EnsembleKalman | None:
+        """What past simulations say of how latents move the observed series; None while there are too few."""
+        if len(self.guides) < min(self.settings.population, SURROGATE_SAMPLES):
+            return None
+        observed = ~np.isnan(self.target.values)
+        z, quantity, rung = (np.stack([np.asarray(row[i]) for row in self.guides]) for i in range(3))
+        return EnsembleKalman(z.reshape(len(z), -1), quantity[:, observed], rung)
+
+    def _towards_observation(self, guide: EnsembleKalman, parents: list[Individual]) -> Array:
         """Steps `[parents, *latent]` that should take the parents' traffic to what was observed; of random boldness.
 
         Departs from the paper, whose mutations learn nothing from where the traffic was wrong.
         """
-        if len(self.guides) < min(self.settings.population, SURROGATE_SAMPLES):
-            return np.zeros((len(parents), *self.shape), np.float32)
         observed = ~np.isnan(self.target.values)
-        z, quantity, rung = (np.stack([np.asarray(row[i]) for row in self.guides]) for i in range(3))
-        kalman = EnsembleKalman(z.reshape(len(z), -1), quantity[:, observed], rung)
         residual = np.stack([(self.target.values - self._level(one))[observed] for one in parents])
         rng = child_rng(self.seed, "guidance", self.state.generation)
-        step = kalman.step(residual, 10 ** rng.uniform(*DAMPING, len(parents)))
+        step = guide.step(residual, 10 ** rng.uniform(*DAMPING, len(parents)))
         step *= rng.uniform(0.0, 1.0, (len(parents), 1)).astype(np.float32)
         return step.reshape(len(parents), *self.shape)
 
