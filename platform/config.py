@@ -158,7 +158,7 @@ class SearchConfig(Settings):
     learning: bool = Field(True, description="evolution: train that model; untrained, it draws from the prior")
     mutation: bool = Field(True, description="evolution: lines 10-13; without, all candidates are drawn by line 6")
     guidance: bool = Field(
-        True,
+        False,
         description="mutations also step towards the observed series, by ensemble Kalman regression on past simulations",
     )
     elitism: bool = Field(True, description="the best live on; without, they are remembered only")

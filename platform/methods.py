@@ -33,7 +33,7 @@ SEARCHES = (
     Method("no-elites", "Algorithm 2 without retention of the best", ("search.elitism=false",)),
     Method("no-learning", "Algorithm 2 with an untrained denoiser", ("search.learning=false",)),
     Method("no-screening", "Algorithm 2; every candidate drawn is simulated", (NO_SCREEN,)),
-    Method("no-guidance", "Algorithm 2; mutations do not step towards the observation", ("search.guidance=false",)),
+    Method("guidance", "Algorithm 2; mutations also step towards the observed series", ("search.guidance=true",)),
     Method("random", "random search: draws from the prior", ("search.proposals=random", NO_SCREEN)),
     Method("random-screened", "random search, screened by flows as masdiff is", ("search.proposals=random",)),
     Method("cma", "CMA-ES (package cma) in the same latent", ("search.proposals=cma",)),

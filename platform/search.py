@@ -323,7 +323,7 @@ class Search:
     def _towards_observation(self, guide: EnsembleKalman, parents: list[Individual]) -> Array:
         """Steps `[parents, *latent]` that should take the parents' traffic to what was observed; of random boldness.
 
-        Departs from the paper, whose mutations learn nothing from where the traffic was wrong.
+        Departs from the paper (`search.guidance`), whose mutations learn nothing from where the traffic was wrong.
         """
         observed = ~np.isnan(self.target.values)
         residual = np.stack([(self.target.values - self._level(one))[observed] for one in parents])

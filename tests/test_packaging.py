@@ -179,7 +179,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy.mkdir()
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy)
-    for room in {file.parts[0] for file in _sources()}:
+    for room in {"configs", *(file.parts[0] for file in _sources())}:
         shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     _python(["-m", "build", "--wheel", "--no-isolation", "--outdir", str(directory), str(copy)], directory)
     return next(directory.glob("*.whl"))

@@ -211,19 +211,19 @@ def _samples(seed: int) -> tuple[Array, Array, NDArray[np.float64]]:
 def _session(client: RewardClient, disturb: Callable[[RewardClient], None]) -> list[Array]:
     """Trainings with draws between them, disturbed before and after the first and during the last."""
     z, queues, weight = _samples(0)
-    answers = [client.sample(queues[:6], 1)]
+    answers = [client.sample(queues[:6], 1).z]
     client.fit_encoder(queues)
     disturb(client)
     answers.append(np.float32([client.train(z, queues, weight, 2)()]))
     disturb(client)
-    answers.append(client.sample(queues[:6], 3))
-    answers.append(client.mutate(z[:6], queues[:6], 0.5, 4))
+    answers.append(client.sample(queues[:6], 3).z)
+    answers.append(client.mutate(z[:6], queues[:6], 0.5, 4).z)
     answers.append(np.float32([client.train(z, queues, weight, 5)()]))
-    answers.append(client.sample(queues[:6], 6))
+    answers.append(client.sample(queues[:6], 6).z)
     training = client.train(z, queues, weight, 7)
     disturb(client)
     answers.append(np.float32([training()]))
-    answers.append(client.sample(queues[:6], 8))
+    answers.append(client.sample(queues[:6], 8).z)
     return answers
 
 
@@ -253,12 +253,12 @@ def test_a_checkpoint_of_the_reward_service_goes_on() -> None:
     saved = {name: tensor.clone() for name, tensor in first.tensors.items()}
     checkpoint = dict(first.tensors)
     loss = first.train(z, queues, weight, 2)()
-    drawn = first.sample(queues[:4], 3)
+    drawn = first.sample(queues[:4], 3).z
     for _ in range(2):
         second = RewardClient((5,), None, SETTINGS, 77, remote=False)
         second.load(checkpoint)
         assert second.train(z, queues, weight, 2)() == loss
-        np.testing.assert_array_equal(second.sample(queues[:4], 3), drawn)
+        np.testing.assert_array_equal(second.sample(queues[:4], 3).z, drawn)
         second.close()
     for name, tensor in saved.items():
         assert (checkpoint[name] == tensor).all(), name
@@ -280,4 +280,4 @@ def test_before_the_encoder_is_fitted_traffic_says_nothing() -> None:
     """The first population is drawn from the prior, whatever the reference traffic."""
     _z, queues, _ = _samples(3)
     client = RewardClient((5,), None, SETTINGS, 3, remote=False)
-    np.testing.assert_array_equal(client.sample(queues[:4], 1), client.sample(queues[4:8], 1))
+    np.testing.assert_array_equal(client.sample(queues[:4], 1).z, client.sample(queues[4:8], 1).z)
