@@ -22,7 +22,7 @@ from throng.platform.store import RunStore
 from throng.scenarios.errors import InputError
 
 SMALL = [
-    "scenario={town: {vehicles: 150, minutes: 5}}", "search.population=6", "search.screen=2", "search.elites=2",
+    "scenario={town: {vehicles: 80, minutes: 3}}", "search.population=6", "search.screen=2", "search.elites=2",
     "search.budget=30", "search.generations=2", "diffusion.updates=10", "diffusion.width=32", "report.seeds=2",
     "report.reference_seeds=2", "workers.rollouts=0",
 ]  # fmt: skip
@@ -269,7 +269,7 @@ def test_a_case_and_set_go_on_top_of_a_profile(tmp_path: Path) -> None:
 
 def test_a_peer_is_judged_beside_and_one_that_does_not_apply_is_left_out_with_the_reason(tmp_path: Path) -> None:
     """routeSampler needs counts, and queues were observed; duaIterate needs trips only."""
-    (tmp_path / "queues.csv").write_text("road,minute,queue\n" + "".join(f"C3B3,{minute},1\n" for minute in range(5)))
+    (tmp_path / "queues.csv").write_text("road,minute,queue\n" + "".join(f"C3B3,{minute},1\n" for minute in range(3)))
     given = [*SMALL, f"target.observed={tmp_path / 'queues.csv'}", "search.budget=2"]
     console = Console(record=True, width=300, quiet=False, file=io.StringIO())
     scores = compare(None, given, chosen(["duaiterate", "routesampler"]), [0], [0], tmp_path / "out", console)
