@@ -1,10 +1,8 @@
-"""The command line: `throng run`, `report`, `evaluate`, `whatif`, `compare`, `scenario check`, `scenario town`."""
+"""The command line: `throng run`, `report`, `evaluate`, `scenario …`; `whatif`, `compare`, `validate` are in cli_studies."""
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +14,8 @@ from rich.table import Table
 from typer.exceptions import Abort, TyperException
 
 from ..scenarios.errors import InputError
+from . import cli_studies
+from .cli_options import ConfigPath, Overrides, Profile, RunPath, console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,20 +26,10 @@ app = typer.Typer(
 )
 scenario_app = typer.Typer(no_args_is_help=True, help="Look at scenarios before learning from them.")
 app.add_typer(scenario_app, name="scenario")
+for command in (cli_studies.whatif, cli_studies.compare, cli_studies.validate):
+    app.command()(command)
 INTERRUPTED = 130
-console = Console()
 errors = Console(stderr=True)
-
-ConfigPath = Annotated[Path | None, typer.Argument(help="YAML configuration; without one, the built-in town.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a setting, e.g. `--set search.population=64`. May be repeated."),
-]
-Profile = Annotated[
-    str,
-    typer.Option(help="Defaults below the case: `fast`, or `paper` (MASDiff as printed, configs/masdiff_paper.yaml)."),
-]
-RunPath = Annotated[Path, typer.Argument(help="The folder of a run, as `throng run` printed it.")]
 
 
 @app.command()
@@ -97,107 +87,6 @@ def evaluate(
         known = references.measure(bench, model, config.report.reference_seeds)
         evaluate_solution(bench, store, known, Solution.load(solution), seeds, progress)
     _finish(run)
-
-
-@app.command()
-def whatif(
-    run: RunPath,
-    ban_turn: Annotated[list[str] | None, typer.Option(metavar="FROM:TO", help="Close a turn to cars.")] = None,
-    ban_left_onto: Annotated[
-        list[str] | None, typer.Option(metavar="ROAD", help="Close all left turns onto a road.")
-    ] = None,
-    one_way: Annotated[
-        list[str] | None,
-        typer.Option(metavar="A,B,C", help="Close the opposite directions of these roads (same junctions, other way)."),
-    ] = None,
-    close: Annotated[list[str] | None, typer.Option(metavar="ROAD", help="Close a road to cars.")] = None,
-    speed: Annotated[list[str] | None, typer.Option(metavar="ROAD=KM/H", help="Set a speed limit.")] = None,
-    demand_scale: Annotated[
-        float, typer.Option(help="Factor on the learnt vehicles: some are copied or left out at random.")
-    ] = 1.0,
-    net: Annotated[
-        Path | None, typer.Option(help="An edited network (.net.xml); roads that it keeps have the same ids.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Folder below RUN/whatif [default: from the edits].")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Simulation seeds, before and after.")] = 4,
-    ensemble: Annotated[int, typer.Option(min=1, max=10, help="Accepted explanations to simulate, best first.")] = 5,
-) -> None:
-    """Edit the network or the demand of a finished run, let its drivers learn their routes again, and compare.
-
-    Roads are SUMO edge ids. Every option of an edit may be repeated, and edits combine. The same command again goes on
-    where it stopped. Files in RUN/whatif/NAME: `report.html`, `whatif.json`, `roads.parquet`, `moved.parquet`.
-    """
-    from ..scenarios.edits import Edits
-    from .whatif import what_if
-
-    if name is not None and not re.fullmatch(r"[\w+-][\w.+-]*", name):
-        raise InputError(f"--name {name}: expected letters, digits, '.', '_', '+' and '-'")
-    edits = Edits.parse(
-        ban_turn or (), ban_left_onto or (), one_way or (), close or (), speed or (), demand_scale, net
-    )  # fmt: skip
-    path = what_if(run, edits, name, seeds, ensemble, console)
-    table = Table(title=", ".join(edits.words()))
-    for heading in ("", "before", "after", "change", "90 % interval"):
-        table.add_column(heading, justify="right" if heading else "left")
-    effects = json.loads((path.parent / "whatif.json").read_text())["effects"]
-    for label, row in effects.items():
-        cells = ["–" if row[key] is None else f"{row[key]:.1f}" for key in ("before", "after", "change", "low", "high")]
-        table.add_row(f"{label} ({row['unit']})", *cells[:3], f"{cells[3]} to {cells[4]}")
-    console.print(table)
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def compare(
-    config: ConfigPath = None,
-    methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas; `--methods list` names them all.")
-    ] = "masdiff,random,cma",
-    seeds: Annotated[str, typer.Option(help="Search seeds, separated by commas.")] = "0,1,2",
-    truths: Annotated[str, typer.Option(help="Hidden truths of a synthetic case, separated by commas.")] = "0",
-    overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/NAME-compare].")] = None,
-) -> None:
-    """Run several methods on one case at equal budget: a table over seeds, and error against simulations used.
-
-    Each is an ordinary run below the folder. The same command again does what is missing; finished runs are not repeated.
-    Floors and nulls (prior draws, shortest and fastest path) are in every table.
-    """
-    from .compare import HEADINGS, cells, explained, summarise, write
-    from .compare import compare as compare_methods
-    from .config import load_config
-    from .methods import METHODS
-    from .methods import chosen as methods_named
-
-    if methods == "list":
-        for method in METHODS.values():
-            console.print(f"{method.name:16} {method.about}", highlight=False)
-        return
-    chosen = methods_named(methods.split(","))
-    name = load_config(config, overrides).name
-    folder = out if out is not None else Path("runs") / f"{name}-compare"
-    given = (_numbers("--truths", truths), _numbers("--seeds", seeds))
-    scores = compare_methods(config, overrides or [], chosen, *given, folder, console)
-    rows = summarise(scores)
-    sets = "".join(f" --set {setting}" for setting in overrides or [])
-    command = f"throng compare {config or ''} --methods {methods} --truths {truths} --seeds {seeds}{sets}"
-    path = write(folder, " ".join(command.split()), scores, rows)
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*cells(row), style="bold" if row["method"] == "masdiff" else "")
-    console.print(table)
-    console.print(explained(scores), style="dim", highlight=False)
-    console.print(f"table: {path}\ncurves: {path.with_name('curves.png')}", highlight=False, soft_wrap=True)
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    """Distinct numbers separated by commas."""
-    parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts) or len({int(part) for part in parts}) < len(parts):
-        raise InputError(f"{option} {text}: expected distinct whole numbers separated by commas, e.g. 0,1,2")
-    return [int(part) for part in parts]
 
 
 @scenario_app.command("check")

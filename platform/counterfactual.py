@@ -39,6 +39,7 @@ class Drivers:
     name: str
     state: Array  # [roads, minutes] the queues they expect before the edit
     plan: Callable[[Edited | None, Array], dict[str, Any]]  # (edit or None, queues expected) -> what a Job is given
+    seeds: str = "whatif"  # names the simulation seeds: two of one behaviour under two names tell what noise does
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +62,20 @@ class Counterfactual:
 def ensemble(models: RewardModels, solution: Solution, count: int) -> list[Drivers]:
     """The drivers of the `count` best accepted explanations."""
 
-    def member(i: int) -> Drivers:
-        weights = models.members[i].weights
-
-        def plan(edited: Edited | None, state: Array) -> dict[str, Any]:
-            return {"z": weights if edited is None else weights[edited.source], "queue": state}
-
-        return Drivers(f"explanation {i}", solution.tau[i], plan)
-
-    return [member(i) for i in range(min(count, len(models.members)))]
+    best = enumerate(models.members[:count])
+    return [by_weights(f"explanation {i}", one.weights, solution.tau[i]) for i, one in best]
 
 
-def hidden(bench: Workbench) -> Drivers:
+def by_weights(name: str, weights: Array, state: Array) -> Drivers:
+    """Drivers of known reward models, the weights `[vehicles, features]`, who expect `state [roads, minutes]`."""
+
+    def plan(edited: Edited | None, state: Array) -> dict[str, Any]:
+        return {"z": weights if edited is None else weights[edited.source], "queue": state}
+
+    return Drivers(name, state, plan)
+
+
+def hidden(bench: Workbench, seeds: str = "whatif") -> Drivers:
     """The hidden drivers of a synthetic study.
 
     Raises InputError where the case has none: an observed series, or published routes, which do not adapt.
@@ -88,7 +91,7 @@ def hidden(bench: Workbench) -> Drivers:
         there = truth if edited is None else truth.under(edited)
         return {"routes": there.routes(state)}
 
-    return Drivers("truth", bench.habit, plan)
+    return Drivers("truth", bench.habit, plan, seeds)
 
 
 def simulate(
@@ -124,10 +127,11 @@ def simulate(
     count = [0, len(drivers) * (2 * seeds + HABITS * learn)]
 
     def run(world: str, given: list[dict[str, Any]], times: int) -> list[list[Outcome]]:
-        keys = [f"whatif-{worlds[world]}-{_content(one)}" for one in given]
+        names = [one.seeds for one in drivers]
+        keys = [f"{name}-{worlds[world]}-{_content(one)}" for name, one in zip(names, given, strict=True)]
         jobs = {
-            f"{key}-{i}": Job(f"{key}-{i}", bench.seed("whatif", i), world=worlds[world], **one)
-            for key, one in zip(keys, given, strict=True)
+            f"{key}-{i}": Job(f"{key}-{i}", bench.seed(name, i), world=worlds[world], **one)
+            for key, name, one in zip(keys, names, given, strict=True)
             for i in range(times)
         }  # by key: two explanations may be one
         outcomes: dict[str, Outcome] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -104,6 +105,19 @@ class Edits:
             *(f"{road} {limit:g} km/h" for road, limit in self.speed),
             *([f"demand × {self.demand_scale:g}"] if self.demand_scale != 1.0 else []),
         ]
+
+    def options(self) -> str:
+        """The command line that asks for these edits."""
+        parts = [
+            *(["--net", str(self.net)] if self.net is not None else []),
+            *(part for turn in self.ban_turn for part in ("--ban-turn", turn)),
+            *(part for road in self.ban_left_onto for part in ("--ban-left-onto", road)),
+            *(["--one-way", ",".join(self.one_way)] if self.one_way else []),
+            *(part for road in self.close for part in ("--close", road)),
+            *(part for road, limit in self.speed for part in ("--speed", f"{road}={limit:g}")),
+            *(["--demand-scale", f"{self.demand_scale:g}"] if self.demand_scale != 1.0 else []),
+        ]
+        return shlex.join(parts)
 
     def name(self) -> str:
         """A folder's name made of the edits; long ones are cut and numbered."""

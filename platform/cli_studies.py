@@ -1,0 +1,170 @@
+"""Commands that ask more of the case than one search: `throng whatif`, `compare`, `validate`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ..scenarios.errors import InputError
+from .cli_options import (
+    BanLeftOnto,
+    BanTurn,
+    Close,
+    ConfigPath,
+    DemandScale,
+    Net,
+    OneWay,
+    Overrides,
+    RunPath,
+    Seeds,
+    Speed,
+    Truths,
+    console,
+)
+
+
+def whatif(
+    run: RunPath,
+    ban_turn: BanTurn = None,
+    ban_left_onto: BanLeftOnto = None,
+    one_way: OneWay = None,
+    close: Close = None,
+    speed: Speed = None,
+    demand_scale: DemandScale = 1.0,
+    net: Net = None,
+    name: Annotated[str | None, typer.Option(help="Folder below RUN/whatif [default: from the edits].")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Simulation seeds, before and after.")] = 4,
+    ensemble: Annotated[int, typer.Option(min=1, max=10, help="Accepted explanations to simulate, best first.")] = 5,
+) -> None:
+    """Edit the network or the demand of a finished run, let its drivers learn their routes again, and compare.
+
+    Roads are SUMO edge ids. Every option of an edit may be repeated, and edits combine. The same command again goes on
+    where it stopped. Files in RUN/whatif/NAME: `report.html`, `whatif.json`, `roads.parquet`, `moved.parquet`.
+    """
+    from ..scenarios.edits import Edits
+    from .whatif import what_if
+
+    _require_folder_name(name)
+    edits = Edits.parse(
+        ban_turn or (), ban_left_onto or (), one_way or (), close or (), speed or (), demand_scale, net
+    )  # fmt: skip
+    path = what_if(run, edits, name, seeds, ensemble, console)
+    table = Table(title=", ".join(edits.words()))
+    for heading in ("", "before", "after", "change", "90 % interval"):
+        table.add_column(heading, justify="right" if heading else "left")
+    effects = json.loads((path.parent / "whatif.json").read_text())["effects"]
+    for label, row in effects.items():
+        cells = ["–" if row[key] is None else f"{row[key]:.1f}" for key in ("before", "after", "change", "low", "high")]
+        table.add_row(f"{label} ({row['unit']})", *cells[:3], f"{cells[3]} to {cells[4]}")
+    console.print(table)
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def compare(
+    config: ConfigPath = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, separated by commas; `--methods list` names them all.")
+    ] = "masdiff,random,cma",
+    seeds: Seeds = "0,1,2",
+    truths: Truths = "0",
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/NAME-compare].")] = None,
+) -> None:
+    """Run several methods on one case at equal budget: a table over seeds, and error against simulations used.
+
+    Each is an ordinary run below the folder. The same command again does what is missing; finished runs are not repeated.
+    Floors and nulls (prior draws, shortest and fastest path) are in every table.
+    """
+    from .compare import HEADINGS, cells, explained, summarise, write
+    from .compare import compare as compare_methods
+    from .config import load_config
+    from .methods import METHODS
+    from .methods import chosen as methods_named
+
+    if methods == "list":
+        for method in METHODS.values():
+            console.print(f"{method.name:16} {method.about}", highlight=False)
+        return
+    chosen = methods_named(methods.split(","))
+    name = load_config(config, overrides).name
+    folder = out if out is not None else Path("runs") / f"{name}-compare"
+    given = (_numbers("--truths", truths), _numbers("--seeds", seeds))
+    scores = compare_methods(config, overrides or [], chosen, *given, folder, console)
+    rows = summarise(scores)
+    sets = "".join(f" --set {setting}" for setting in overrides or [])
+    command = f"throng compare {config or ''} --methods {methods} --truths {truths} --seeds {seeds}{sets}"
+    path = write(folder, " ".join(command.split()), scores, rows)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*cells(row), style="bold" if row["method"] == "masdiff" else "")
+    console.print(table)
+    console.print(explained(scores), style="dim", highlight=False)
+    console.print(f"table: {path}\ncurves: {path.with_name('curves.png')}", highlight=False, soft_wrap=True)
+
+
+def validate(
+    config: ConfigPath = None,
+    ban_turn: BanTurn = None,
+    ban_left_onto: BanLeftOnto = None,
+    one_way: OneWay = None,
+    close: Close = None,
+    speed: Speed = None,
+    demand_scale: DemandScale = 1.0,
+    net: Net = None,
+    seeds: Seeds = "0,1",
+    truths: Truths = "0,1,2",
+    simulations: Annotated[int, typer.Option(min=2, help="Simulation seeds, before and after.")] = 4,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="Folder below OUT [default: from the edits].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/NAME-validate].")] = None,
+) -> None:
+    """Check on hidden drivers how well the effects of an edit would be predicted on this network.
+
+    For every truth and search seed, drivers are learnt from the traffic before the edit alone, with Throng and with the
+    literal reward table (two searches each; those below OUT that are finished are not repeated). Then the edit is made, and
+    what is predicted is compared with what the hidden drivers do, beside drivers who have learnt nothing.
+    """
+    from ..scenarios.edits import Edits
+    from .config import load_config
+    from .validation import HEADINGS, cells, explained, summarise, write
+    from .validation import validate as validate_edits
+
+    _require_folder_name(name)
+    edits = Edits.parse(
+        ban_turn or (), ban_left_onto or (), one_way or (), close or (), speed or (), demand_scale, net
+    )  # fmt: skip
+    folder = out if out is not None else Path("runs") / f"{load_config(config, overrides).name}-validate"
+    given = (_numbers("--truths", truths), _numbers("--seeds", seeds))
+    result = validate_edits(config, overrides or [], edits, *given, simulations, folder, console)
+    rows = summarise(result.scores)
+    sets = "".join(f" --set {setting}" for setting in overrides or [])
+    command = f"throng validate {config or ''} {edits.options()} --truths {truths} --seeds {seeds}{sets}"
+    path = write(folder / (name or edits.name()), " ".join(command.split()), result, rows, simulations)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*cells(row, spread=False), style="bold" if row.predictor == "throng" else "")
+    console.print(table)
+    console.print(explained(result, simulations), style="dim", highlight=False)
+    console.print(f"table: {path}\npicture: {path.with_name('changes.png')}", highlight=False, soft_wrap=True)
+
+
+def _require_folder_name(name: str | None) -> None:
+    if name is not None and not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise InputError(f"--name {name}: expected letters, digits, '.', '_', '+' and '-'")
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Distinct numbers separated by commas."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise InputError(f"{option} {text}: expected distinct whole numbers separated by commas, e.g. 0,1,2")
+    return [int(part) for part in parts]
