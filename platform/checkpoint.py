@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .evolution import Correction, Individual
+from ..policies.fidelity import Correction
+from .evolution import Individual
 from .search import ORDER, Search, SearchState
 
 SCALARS = ("id", "generation", "operator", "parent", "error", "samples", "seeds", "estimate")
@@ -34,9 +35,7 @@ def save_search(search: Search) -> tuple[dict[str, torch.Tensor], dict[str, Any]
             tensors[f"quantity.{rung}"] = _tensor(np.stack([one.quantity[rung] for one in present]))
             tensors[f"quantity.{rung}.id"] = torch.tensor([one.id for one in present])
     for rung, correction in state.correction.items():
-        total, pairs = correction.state(search.target.values.shape)
-        tensors[f"correction.{rung}"] = _tensor(total)
-        tensors[f"correction.{rung}.pairs"] = torch.tensor(pairs)
+        tensors |= {f"correction.{rung}.{name}": _tensor(value) for name, value in correction.tensors().items()}
     for kind, memory in _memories(search):
         if memory:
             for i, name in enumerate(("of", "quantity", "rung")):
@@ -77,7 +76,10 @@ def load_search(search: Search, tensors: dict[str, torch.Tensor], facts: dict[st
     corrections = {}
     for rung in search.settings.ladder[:-1]:
         corrections[rung] = Correction()
-        corrections[rung].load(tensors[f"correction.{rung}"].numpy().copy(), int(tensors[f"correction.{rung}.pairs"]))
+        head = f"correction.{rung}."
+        corrections[rung].load(
+            {k.removeprefix(head): v.numpy().copy() for k, v in tensors.items() if k.startswith(head)}
+        )
     for kind, memory in _memories(search):
         if f"{kind}.of" in tensors:
             columns = [tensors[f"{kind}.{name}"].numpy() for name in ("of", "quantity", "rung")]

@@ -158,8 +158,9 @@ class SearchConfig(Settings):
     learning: bool = Field(True, description="evolution: train that model; untrained, it draws from the prior")
     mutation: bool = Field(True, description="evolution: lines 10-13; without, all candidates are drawn by line 6")
     guidance: bool = Field(
-        False,
-        description="mutations also step towards the observed series, by ensemble Kalman regression on past simulations",
+        True,
+        description="evolution: mutations also step towards the observed series, by ensemble Kalman regression on past "
+        "simulations",
     )
     elitism: bool = Field(True, description="the best live on; without, they are remembered only")
     reuse: bool = Field(
@@ -181,6 +182,11 @@ class SearchConfig(Settings):
         0.5, gt=0, lt=1, description="share of a parent's signal that mutation keeps, at the start"
     )
     kept_last: float = Field(0.95, gt=0, lt=1, description="the same at the end of the budget")
+    kept_spread: float = Field(
+        1.5,
+        ge=0,
+        description="decades over which the rest, what mutation does not keep, varies between children, downwards",
+    )
     replay: int = Field(6, ge=1, description="generations of samples the diffusion model trains on")
 
     @model_validator(mode="after")

@@ -89,28 +89,3 @@ class Individual:
     samples: list[float] = field(default_factory=list)  # micro errors, one per fresh seed
     seeds: list[int] = field(default_factory=list)
     estimate: float = float("nan")  # of the micro error, by the best rung it reached
-
-
-class Correction:
-    """Maps results of a cheap rung to the level of a better one: the mean difference where both were simulated."""
-
-    def __init__(self) -> None:
-        self._sum: Array | None = None
-        self._pairs = 0
-
-    def add(self, cheap: Array, better: Array) -> None:
-        difference = better - cheap
-        self._sum = difference if self._sum is None else self._sum + difference
-        self._pairs += 1
-
-    def apply(self, cheap: Array) -> Array:
-        """The cheap result, shifted; the shift is shrunk towards zero while there are few pairs."""
-        if self._sum is None:
-            return cheap
-        return cheap + self._sum / np.float32(self._pairs + 2.0)
-
-    def state(self, shape: tuple[int, ...]) -> tuple[Array, int]:
-        return (np.zeros(shape, np.float32) if self._sum is None else self._sum), self._pairs
-
-    def load(self, total: Array, pairs: int) -> None:
-        self._sum, self._pairs = (total if pairs else None), pairs

@@ -33,7 +33,10 @@ SEARCHES = (
     Method("no-elites", "Algorithm 2 without retention of the best", ("search.elitism=false",)),
     Method("no-learning", "Algorithm 2 with an untrained denoiser", ("search.learning=false",)),
     Method("no-screening", "Algorithm 2; every candidate drawn is simulated", (NO_SCREEN,)),
-    Method("guidance", "Algorithm 2; mutations also step towards the observed series", ("search.guidance=true",)),
+    Method(
+        "no-guidance", "Algorithm 2; mutation knows the parent's error, not where it is", ("search.guidance=false",)
+    ),
+    Method("one-step", "Algorithm 2; all children of a generation keep the same share", ("search.kept_spread=0",)),
     Method("random", "random search: draws from the prior", ("search.proposals=random", NO_SCREEN)),
     Method("random-screened", "random search, screened by flows as masdiff is", ("search.proposals=random",)),
     Method("cma", "CMA-ES (package cma) in the same latent", ("search.proposals=cma",)),

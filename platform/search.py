@@ -26,13 +26,14 @@ import torch
 from numpy.typing import NDArray
 
 from ..policies.ensemble_kalman import EnsembleKalman
+from ..policies.fidelity import Correction
 from ..policies.screening import FlowSurrogate
 from ..scenarios.errors import InputError
 from ..workers.pool import Job
 from ..workers.reward import Proposal, RewardClient
 from ..workers.sumo_files import Fidelity
 from .config import Rung, SearchConfig
-from .evolution import WEIGHTS, Correction, Individual, Operator, effective_sample_size, kept_signal, roulette
+from .evolution import WEIGHTS, Individual, Operator, effective_sample_size, kept_signal, roulette
 from .progress import Progress
 from .proposals import Source
 from .seeds import child_rng, child_seed
@@ -305,7 +306,9 @@ class Search:
         if operator == "diffusion":
             proposal = self.reward.sample(taus, seed)
         else:
-            kept = kept_signal(cfg.kept_first, cfg.kept_last, state.spent / cfg.budget)
+            share = kept_signal(cfg.kept_first, cfg.kept_last, state.spent / cfg.budget)
+            finer = 10 ** -child_rng(self.seed, "kept", state.generation).uniform(0, cfg.kept_spread, total)
+            kept = 1 - (1 - share) * finer
             genes = np.stack([p.z if p.code is None else p.code for p in chosen])
             proposal = self.reward.mutate(genes, taus, kept, seed)
             if guide is not None and proposal.code is None:
@@ -318,6 +321,10 @@ class Search:
             return None
         observed = ~np.isnan(self.target.values)
         z, quantity, rung = (np.stack([np.asarray(row[i]) for row in self.guides]) for i in range(3))
+        quantity = quantity.astype(np.float32)
+        for cheap, correction in self.state.correction.items():
+            rows = rung == ORDER.index(cheap)
+            quantity[rows] = correction.apply(quantity[rows])
         return EnsembleKalman(z.reshape(len(z), -1), quantity[:, observed], rung)
 
     def _towards_observation(self, guide: EnsembleKalman, parents: list[Individual]) -> Array:
@@ -441,8 +448,12 @@ class Search:
             one.seeds.append(seed)
             for cheap, correction in self.state.correction.items():
                 if cheap in one.quantity and len(one.samples) == 1:
-                    correction.add(one.quantity[cheap], quantity)
-        one.quantity[rung] = quantity
+                    correction.add(one.quantity[cheap], quantity, self.target.values)
+        if rung == "micro" and len(one.samples) > 1:
+            quantity_mean = one.quantity[rung] + (quantity - one.quantity[rung]) / np.float32(len(one.samples))
+            one.quantity[rung] = quantity_mean.astype(np.float32)
+        else:
+            one.quantity[rung] = quantity
         one.error[rung] = float(np.mean(one.samples)) if rung == "micro" else self.target.rmse(quantity)
         if one.flows is not None and self.target.by_road:
             self.archive.append((one.flows, quantity, ORDER.index(rung)))
@@ -453,7 +464,8 @@ class Search:
         if rung == "micro":
             one.estimate = one.error["micro"]
         else:
-            one.estimate = self.target.rmse(self.state.correction[rung].apply(quantity))
+            correction = self.state.correction[rung]
+            one.estimate = correction.error(self.target.rmse(correction.apply(quantity)))
 
     def _renew_elites(self, candidates: list[Individual]) -> None:
         """Re-simulates the elites with a fresh seed; then the best by mean micro error are the elites."""

@@ -220,45 +220,47 @@ class DiffusionModel:
         """Draws `R ~ p(R | tau)` by the full reverse chain (Algorithm 2, line 6), `[samples, *shape]`."""
         generator = torch.Generator(device="cpu").manual_seed(seed)
         z = torch.randn((len(condition), *self.shape), generator=generator)
-        return self._denoise(z, self.settings.steps, condition, generator)
+        return self._denoise(z, torch.full((len(z),), self.settings.steps), condition, generator)
 
     def mutate(
-        self, z: NDArray[np.float32], condition: NDArray[np.float32], kept: float, seed: int
+        self, z: NDArray[np.float32], condition: NDArray[np.float32], kept: float | NDArray[np.float64], seed: int
     ) -> NDArray[np.float32]:
         """Truncated diffusion-denoising (MASDiff, Eqs. 10-11): noise to step t, then the last t reverse steps.
 
         Args:
-            z: parents `[samples, *shape]`; kept: `abar_t` in (0, 1], the share of signal kept; 1 returns the parents.
+            z: parents `[samples, *shape]`; kept: `abar_t` in (0, 1], the share of signal kept, of all or of each
+                `[samples]`; 1 returns the parent.
         """
-        t = self.schedule.step_for(kept)
-        if t == 0:
-            return z.copy()
+        t = torch.tensor([self.schedule.step_for(one) for one in np.broadcast_to(kept, len(z)).tolist()])
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        abar = float(self.schedule.abar[t])
+        abar = self.schedule.abar[t].to(torch.float32).view(-1, *[1] * len(self.shape))
         noise = torch.randn(z.shape, generator=generator)
-        noisy = math.sqrt(abar) * torch.from_numpy(z) + math.sqrt(1 - abar) * noise
+        noisy = abar.sqrt() * torch.from_numpy(z) + (1 - abar).sqrt() * noise
         return self._denoise(noisy, t, condition, generator)
 
     @torch.no_grad()
     def _denoise(
-        self, z: Tensor, start: int, condition: NDArray[np.float32], generator: torch.Generator
+        self, z: Tensor, start: Tensor, condition: NDArray[np.float32], generator: torch.Generator
     ) -> NDArray[np.float32]:
-        z = z.to(self.device)
+        """The reverse chain of each sample from its step `start [samples]` on; 0 leaves it as it is."""
+        everybody = z.to(self.device)
         given = torch.from_numpy(np.ascontiguousarray(condition)).to(self.device)
         abar = self.schedule.abar
-        for t in range(start, 0, -1):
+        for t in range(int(start.max()), 0, -1):
+            rows = (start >= t).nonzero()[:, 0].to(self.device)
+            z = everybody[rows]
             step = torch.full((len(z),), t, device=self.device)
-            eps = self._predict(self.average, z, step, given)
+            eps = self._predict(self.average, z, step, given[rows])
             now, before = float(abar[t]), float(abar[t - 1])
             clean = (z - math.sqrt(1 - now) * eps) / math.sqrt(now)
             beta = 1 - now / before
-            mean = (math.sqrt(before) * beta * clean + math.sqrt(1 - beta) * (1 - before) * z) / (1 - now)
-            z = mean
+            z = (math.sqrt(before) * beta * clean + math.sqrt(1 - beta) * (1 - before) * z) / (1 - now)
             if t > 1:
                 noise = torch.randn(z.shape, generator=generator).to(self.device)
                 # DDPM's larger variance, exact for N(0, I) data: the smaller would shrink each untrained draw and mutation.
                 z = z + math.sqrt(beta) * noise
-        return z.cpu().numpy().astype(np.float32)
+            everybody[rows] = z
+        return everybody.cpu().numpy().astype(np.float32)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

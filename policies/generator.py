@@ -158,15 +158,18 @@ class GeneratorModel:
         noise = torch.randn((len(condition), *self.shape), generator=generator).numpy()
         return self.generate(noise, condition), noise
 
-    def mutate(self, noise: Array, condition: Array, kept: float, seed: int) -> tuple[Array, Array]:
+    def mutate(
+        self, noise: Array, condition: Array, kept: float | NDArray[np.float64], seed: int
+    ) -> tuple[Array, Array]:
         """Children of the parents with the given noise: latents and their noise, both `[samples, *shape]`.
 
         `n' = sqrt(kept) n + sqrt(1 - kept) eps` is N(0, I) again, as Eq. 10 noises a latent; `kept` in [0, 1] is the
-        share of signal kept, and 1 gives the parents as the present weights generate them.
+        share of signal kept, of all or of each `[samples]`, and 1 gives the parents as the present weights generate them.
         """
+        share = np.broadcast_to(kept, len(noise)).reshape(-1, *[1] * (noise.ndim - 1))
         generator = torch.Generator(device="cpu").manual_seed(seed)
         fresh = torch.randn(noise.shape, generator=generator).numpy()
-        moved = (math.sqrt(kept) * noise + math.sqrt(1.0 - kept) * fresh).astype(np.float32)
+        moved = (np.sqrt(share) * noise + np.sqrt(1.0 - share) * fresh).astype(np.float32)
         return self.generate(moved, condition), moved
 
     @torch.no_grad()

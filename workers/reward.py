@@ -83,7 +83,7 @@ class RewardService:
             return Proposal(*self._model.sample(self._encode(queues), seed))
         return Proposal(self._model.sample(self._encode(queues), seed))
 
-    def mutate(self, genes: Array, queues: Array, kept: float, seed: int) -> Proposal:
+    def mutate(self, genes: Array, queues: Array, kept: float | NDArray[np.float64], seed: int) -> Proposal:
         """Children of parents given by their latents: truncated diffusion-denoising (Algorithm 2, line 10).
 
         Of a GAN, parents are given by their noise, and that is what is mutated.
@@ -188,7 +188,7 @@ class RewardClient:
     def sample(self, queues: Array, seed: int) -> Proposal:
         return self._ask("sample", queues, seed)()
 
-    def mutate(self, genes: Array, queues: Array, kept: float, seed: int) -> Proposal:
+    def mutate(self, genes: Array, queues: Array, kept: float | NDArray[np.float64], seed: int) -> Proposal:
         return self._ask("mutate", genes, queues, kept, seed)()
 
     def close(self) -> None:

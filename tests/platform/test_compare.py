@@ -196,8 +196,8 @@ def test_line_5_simulates_the_population_again_and_pays_for_it(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "settings",
-    [["search.proposals=cma"], ["search.proposals=guided"], ["search.generator=gan"], ["search.guidance=true"]],
-    ids=["cma", "guided", "gan", "guidance"],
+    [["search.proposals=cma"], ["search.proposals=guided"], ["search.generator=gan"], ["search.guidance=false"]],
+    ids=["cma", "guided", "gan", "no-guidance"],
 )
 def test_every_source_resumes_to_the_same_result(settings: list[str], tmp_path: Path) -> None:
     """One generation, then another after a resume, against two at once: the checkpoint holds all that was learnt."""

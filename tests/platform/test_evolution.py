@@ -10,7 +10,6 @@ import scipy.stats
 from throng.platform.evolution import (
     WEIGHTS,
     WINSOR,
-    Correction,
     effective_sample_size,
     kept_signal,
     linear_weights,
@@ -133,33 +132,3 @@ def test_mutation_is_annealed_between_its_ends() -> None:
     assert kept_signal(0.5, 0.95, 0.5) == pytest.approx(0.725)
     assert kept_signal(0.5, 0.95, 1.3) == pytest.approx(0.95)
     assert kept_signal(0.5, 0.95, -0.1) == 0.5
-
-
-def test_a_correction_is_shrunk_while_pairs_are_few() -> None:
-    """The mean difference times n / (n + 2): one lucky pair must not shift everybody by its whole noise."""
-    cheap, gap = np.full((3, 2), 5.0, np.float32), np.array([[1, -2], [0, 4], [8, 0]], np.float32)
-    correction = Correction()
-    np.testing.assert_array_equal(correction.apply(cheap), cheap)
-    for pairs in range(1, 6):
-        correction.add(cheap + pairs, cheap + pairs + gap)
-        np.testing.assert_allclose(correction.apply(cheap), cheap + gap * pairs / (pairs + 2), rtol=1e-6)
-
-
-def test_a_correction_survives_its_checkpoint() -> None:
-    """Also before there is any pair; and the state is a value, not a window into the correction."""
-    rng = np.random.default_rng(5)
-    cheap = rng.random((4, 3), dtype=np.float32)
-    for pairs in (0, 3):
-        correction = Correction()
-        for _ in range(pairs):
-            correction.add(cheap, rng.random((4, 3), dtype=np.float32))
-        total, count = correction.state((4, 3))
-        assert total.shape == (4, 3)
-        assert count == pairs
-        again = Correction()
-        again.load(total, count)
-        np.testing.assert_array_equal(again.apply(cheap), correction.apply(cheap))
-        better = rng.random((4, 3), dtype=np.float32)
-        correction.add(cheap, better)
-        again.add(cheap, better)
-        np.testing.assert_array_equal(again.apply(cheap), correction.apply(cheap))

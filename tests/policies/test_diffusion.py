@@ -146,6 +146,17 @@ def test_a_trained_model_pulls_children_towards_what_it_has_learnt() -> None:
     assert children.std(axis=0).min() > 0.1
 
 
+def test_each_child_may_keep_its_own_share() -> None:
+    """A child that keeps all is its parent, bit for bit, whatever the others do."""
+    model = DiffusionModel((3,), 2, SMALL)
+    parents = _normal(4, 2000, 3)
+    kept = np.repeat([1.0, 0.9, 0.3], [500, 500, 1000])
+    children = model.mutate(parents, _nothing(2000), kept, 3)
+    np.testing.assert_array_equal(children[:500], parents[:500])
+    moved = np.square(children - parents).mean(axis=1)
+    assert 0 < moved[500:1000].mean() < 0.5 * moved[1000:].mean()
+
+
 def test_fresh_draws_in_every_batch_keep_the_prior_in_reach() -> None:
     """With prior_share = 1 the data are ignored: the model must go on sampling N(0, I)."""
     model = DiffusionModel((2,), 2, DiffusionSettings(width=48, updates=150, batch=128, prior_share=1.0))
