@@ -4,7 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test studies lint bench
+.PHONY: help venv demo test studies questions lint bench
 
 PYTHON ?= python3
 ARGS ?=
@@ -51,6 +51,26 @@ studies: venv  ## the tables of docs/results/: whole searches, two hours or more
 	$(BIN)/python bench/study.py examples/acosta.yaml --seeds 0 --set search.budget=64 $(ARGS)
 	$(BIN)/python bench/study.py examples/cologne8.yaml --truths 0 1 2 --seeds 0 1 --set search.budget=64 $(ARGS)
 	$(BIN)/python bench/study.py examples/hangzhou.yaml --truths 0 1 --seeds 0 $(ARGS)
+
+LOOP := B1C1,C1D1,D1D2,D2D3,D3C3,C3B3,B3B2,B2B1
+LEFTS := A3B3 B3C3 C3D3 E3D3 D3C3 C3B3 B3A3 B1B2 B2B3 B3B2 B2B1
+SIX := --truths 0,1,2 --seeds 0,1 --out runs/town-studies
+TASTE := --set target.truth=taste --set latent.connection_taste=400 --set latent.groups=14 --set search.budget=640 \
+  --set search.patience=100
+
+questions: venv  ## the paper's three questions, ablations, a latent of 397 numbers: a day; goes on where it stopped
+	$(BIN)/throng validate --one-way $(LOOP) $(SIX) --name rq2-loop $(ARGS)
+	$(BIN)/throng validate $(LEFTS:%=--ban-left-onto %) $(SIX) --name rq2-left $(ARGS)
+	$(BIN)/throng compare --methods masdiff,cgan,ldm-imit,ldm-cfg,ldm-pcfg,random,cma,table,duaiterate,routesampler \
+	  $(SIX) --name rq1-queue $(ARGS)
+	$(BIN)/throng compare --methods masdiff,cgan,ldm-imit,ldm-cfg,ldm-pcfg,random,cma $(SIX)-lcc --set target.kind=lcc \
+	  --name rq1-lcc $(ARGS)
+	$(BIN)/throng compare --methods masdiff,no-mutation,no-elites,no-learning,no-screening,no-guidance,one-step,eq8-weights,line6-handover,line5,micro-only,astar-q,soft-vi,token \
+	  $(SIX) --name ablations $(ARGS)
+	$(BIN)/throng compare --methods masdiff,cma,random,no-elites,no-mutation --truths 0 --seeds 0,1,2,3,4 $(TASTE) \
+	  --out runs/taste --name taste $(ARGS)
+	$(BIN)/python bench/growth.py $(ARGS)
+	cp runs/town-studies/*.{md,json,png} runs/town-studies-lcc/*.{md,json,png} runs/taste/*.{md,json,png} docs/results/
 
 lint: venv  ## ruff (rules and formatting) and mypy
 	@failed=0; \

@@ -49,7 +49,7 @@ def whatif(
     from ..scenarios.edits import Edits
     from .whatif import what_if
 
-    _require_folder_name(name)
+    _require_file_name(name)
     edits = Edits.parse(
         ban_turn or (), ban_left_onto or (), one_way or (), close or (), speed or (), demand_scale, net
     )  # fmt: skip
@@ -73,7 +73,8 @@ def compare(
     seeds: Seeds = "0,1,2",
     truths: Truths = "0",
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/NAME-compare].")] = None,
+    name: Annotated[str, typer.Option(help="Of the table and the picture in the folder.")] = "compare",
+    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/CASE-compare].")] = None,
 ) -> None:
     """Run several methods on one case at equal budget: a table over seeds, and error against simulations used.
 
@@ -90,15 +91,15 @@ def compare(
         for method in METHODS.values():
             console.print(f"{method.name:16} {method.about}", highlight=False)
         return
+    _require_file_name(name)
     chosen = methods_named(methods.split(","))
-    name = load_config(config, overrides).name
-    folder = out if out is not None else Path("runs") / f"{name}-compare"
+    folder = out if out is not None else Path("runs") / f"{load_config(config, overrides).name}-compare"
     given = (_numbers("--truths", truths), _numbers("--seeds", seeds))
     scores = compare_methods(config, overrides or [], chosen, *given, folder, console)
     rows = summarise(scores)
     sets = "".join(f" --set {setting}" for setting in overrides or [])
     command = f"throng compare {config or ''} --methods {methods} --truths {truths} --seeds {seeds}{sets}"
-    path = write(folder, " ".join(command.split()), scores, rows)
+    path = write(folder, name, " ".join(command.split()), scores, rows)
     table = Table(box=None, padding=(0, 1, 0, 0))
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
@@ -106,7 +107,7 @@ def compare(
         table.add_row(*cells(row), style="bold" if row["method"] == "masdiff" else "")
     console.print(table)
     console.print(explained(scores), style="dim", highlight=False)
-    console.print(f"table: {path}\ncurves: {path.with_name('curves.png')}", highlight=False, soft_wrap=True)
+    console.print(f"table: {path}\ncurves: {path.with_suffix('.png')}", highlight=False, soft_wrap=True)
 
 
 def validate(
@@ -122,8 +123,8 @@ def validate(
     truths: Truths = "0,1,2",
     simulations: Annotated[int, typer.Option(min=2, help="Simulation seeds, before and after.")] = 4,
     overrides: Overrides = None,
-    name: Annotated[str | None, typer.Option(help="Folder below OUT [default: from the edits].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/NAME-validate].")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the table and the picture [default: from the edits].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/CASE-validate].")] = None,
 ) -> None:
     """Check on hidden drivers how well the effects of an edit would be predicted on this network.
 
@@ -136,7 +137,7 @@ def validate(
     from .validation import HEADINGS, cells, explained, summarise, write
     from .validation import validate as validate_edits
 
-    _require_folder_name(name)
+    _require_file_name(name)
     edits = Edits.parse(
         ban_turn or (), ban_left_onto or (), one_way or (), close or (), speed or (), demand_scale, net
     )  # fmt: skip
@@ -146,7 +147,7 @@ def validate(
     rows = summarise(result.scores)
     sets = "".join(f" --set {setting}" for setting in overrides or [])
     command = f"throng validate {config or ''} {edits.options()} --truths {truths} --seeds {seeds}{sets}"
-    path = write(folder / (name or edits.name()), " ".join(command.split()), result, rows, simulations)
+    path = write(folder, name or edits.name(), " ".join(command.split()), result, rows, simulations)
     table = Table(box=None, padding=(0, 1, 0, 0))
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
@@ -154,10 +155,10 @@ def validate(
         table.add_row(*cells(row, spread=False), style="bold" if row.predictor == "throng" else "")
     console.print(table)
     console.print(explained(result, simulations), style="dim", highlight=False)
-    console.print(f"table: {path}\npicture: {path.with_name('changes.png')}", highlight=False, soft_wrap=True)
+    console.print(f"table: {path}\npicture: {path.with_suffix('.png')}", highlight=False, soft_wrap=True)
 
 
-def _require_folder_name(name: str | None) -> None:
+def _require_file_name(name: str | None) -> None:
     if name is not None and not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise InputError(f"--name {name}: expected letters, digits, '.', '_', '+' and '-'")
 

@@ -6,7 +6,7 @@ resumed like any other. Floors and nulls are simulated by the first run of a (tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -191,17 +191,29 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def write(out: Path, command: str, scores: list[Score], rows: list[dict[str, Any]]) -> Path:
-    """Writes compare.json, compare.md and curves.png; returns the table's path."""
-    lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
-    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
-    text = f"`{command}`\n\n{explained(scores)}\n\n" + "\n".join(lines) + "\n\n![curves](curves.png)\n"
-    store = RunStore(out)
-    store.write_json("compare.json", {"command": command, "scores": [asdict(one) for one in scores], "rows": rows})
-    write_atomic(out / "compare.md", lambda path: path.write_text(text))
-    figure = curves(scores)
-    write_atomic(out / "curves.png", lambda path: figure.savefig(path, format="png"))
-    return out / "compare.md"
+def write(out: Path, name: str, command: str, scores: list[Score], rows: list[dict[str, Any]]) -> Path:
+    """Writes NAME.json, NAME.md and NAME.png, the curves, to `out`; returns the table's path."""
+    data = {"command": command, "scores": [asdict(one) for one in scores], "rows": rows}
+    table = [HEADINGS, *(cells(row) for row in rows)]
+    return write_result(out, name, command, explained(scores), table, curves(scores), data)
+
+
+def write_result(
+    out: Path, name: str, command: str, text: str, table: Sequence[Sequence[str]], figure: Figure, data: dict[str, Any]
+) -> Path:
+    """Writes a study's outcome as NAME.json, NAME.md and NAME.png to `out`; `table` begins with its headings."""
+    head, *body = (f"| {' | '.join(row)} |" for row in table)
+    parts = [
+        f"### {name}",
+        f"`{command}`",
+        text,
+        "\n".join([head, "|" + "---|" * len(table[0]), *body]),
+        f"![{name}]({name}.png)",
+    ]
+    RunStore(out).write_json(f"{name}.json", data)
+    write_atomic(out / f"{name}.md", lambda path: path.write_text("\n\n".join(parts) + "\n"))
+    write_atomic(out / f"{name}.png", lambda path: figure.savefig(path, format="png"))
+    return out / f"{name}.md"
 
 
 def curves(scores: list[Score]) -> Figure:

@@ -24,7 +24,7 @@ from ..scenarios.edits import Edits
 from ..scenarios.errors import InputError
 from . import nulls
 from .case import Case, load_case
-from .compare import compare
+from .compare import compare, write_result
 from .config import load_config
 from .counterfactual import Counterfactual, by_weights, hidden, simulate
 from .experiment import Solution
@@ -32,7 +32,7 @@ from .figures import INK, MODEL, MUTED, SECOND
 from .methods import METHODS, OWN
 from .progress import Progress
 from .seeds import child_seed
-from .store import RunStore, write_atomic
+from .store import RunStore
 from .workbench import workbench
 
 Array = NDArray[np.float32]
@@ -278,23 +278,14 @@ def explained(result: Validation, simulations: int) -> str:
     )
 
 
-def write(out: Path, command: str, result: Validation, rows: list[Row], simulations: int) -> Path:
-    """Writes validation.json, validation.md and changes.png to `out`; returns the table's path."""
-    lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
-    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
-    text = f"`{command}`\n\n{explained(result, simulations)}\n\n" + "\n".join(lines) + "\n\n![changes](changes.png)\n"
-    out.mkdir(parents=True, exist_ok=True)
-    RunStore(out).write_json(
-        "validation.json",
-        {
-            "command": command, "edits": result.edits.words(), "removed": result.removed,
-            "scores": [asdict(one) for one in result.scores], "rows": [asdict(row) for row in rows],
-        },
-    )  # fmt: skip
-    write_atomic(out / "validation.md", lambda path: path.write_text(text))
-    figure = draw(result)
-    write_atomic(out / "changes.png", lambda path: figure.savefig(path, format="png"))
-    return out / "validation.md"
+def write(out: Path, name: str, command: str, result: Validation, rows: list[Row], simulations: int) -> Path:
+    """Writes NAME.json, NAME.md and NAME.png to `out`; returns the table's path."""
+    data = {
+        "command": command, "edits": result.edits.words(), "removed": result.removed,
+        "scores": [asdict(one) for one in result.scores], "rows": [asdict(row) for row in rows],
+    }  # fmt: skip
+    table = [HEADINGS, *(cells(row) for row in rows)]
+    return write_result(out, name, command, explained(result, simulations), table, draw(result), data)
 
 
 def draw(result: Validation) -> Figure:

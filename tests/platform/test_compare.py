@@ -140,9 +140,9 @@ def test_the_table_says_what_the_runs_said(compared: tuple[Path, list[Score]], t
     assert rows["astar-q"]["to_own"] == pytest.approx(np.median(ratios))
     assert rows["masdiff"]["to_own"] == 1.0
     assert all(one.simulations <= 30 for one in scores)
-    path = write(tmp_path, "throng compare", scores, summarise(scores))
+    path = write(tmp_path, "rq1", "throng compare", scores, summarise(scores))
     assert all(name in path.read_text() for name in ("masdiff", "astar-q", "shortest", "`throng compare`"))
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_curve_never_rises(compared: tuple[Path, list[Score]]) -> None:

@@ -132,8 +132,7 @@ def test_a_study_from_searches_to_its_table(
     words = ("--one-way", "B1C1,C1D1", "--truths", "0", "--seeds", "0", "--simulations", "2")
     code, out, err = throng(*words)
     assert code == 0, err
-    folder = tmp_path / "out" / "one-way-B1C1-C1D1"
-    data = json.loads((folder / "validation.json").read_text())
+    data = json.loads((tmp_path / "out" / "one-way-B1C1-C1D1.json").read_text())
     rows = {row["predictor"]: row for row in data["rows"]}
     nulls = {PRIOR, "prior, mean of draws", "shortest path", "fastest path", "static routes", "literal table"}
     assert set(rows) == {CEILING, NAME, validation.BEST, *nulls}
@@ -143,7 +142,7 @@ def test_a_study_from_searches_to_its_table(
         assert -1 <= row["level"][0] <= 1
     assert rows[CEILING]["of_ceiling"] == [1.0, 1.0]
     assert rows[CEILING]["level"][0] < 1  # other seeds than the truth's
-    assert (folder / "changes.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "one-way-B1C1-C1D1.png").stat().st_size > 10_000
     assert data["command"].startswith("throng validate --one-way B1C1,C1D1 --truths 0 --seeds 0")
     journal = set((tmp_path / "out/truth0-seed0/masdiff/journal").iterdir())
     code, out, _ = throng(*words)  # again: nothing is simulated twice
