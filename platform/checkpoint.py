@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..policies.fidelity import Correction
 from .evolution import Individual
-from .search import ORDER, Search, SearchState
+from .ladder import ORDER, Ladder
+from .search import Search, SearchState
 
 SCALARS = ("id", "generation", "operator", "parent", "error", "samples", "seeds", "estimate")
 ARRAYS = ("z", "tau", "code", "traffic", "flows")
 
 
 def save_search(search: Search) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors for a safetensors file and facts for JSON that together restore `search.state` bit for bit."""
+    """Tensors for a safetensors file and facts for JSON that together restore a search bit for bit."""
     state = search.state
     everybody: dict[int, Individual] = {}
     for group in (state.population, state.elites, *state.replay):
@@ -34,9 +34,9 @@ def save_search(search: Search) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         if present:
             tensors[f"quantity.{rung}"] = _tensor(np.stack([one.quantity[rung] for one in present]))
             tensors[f"quantity.{rung}.id"] = torch.tensor([one.id for one in present])
-    for rung, correction in state.correction.items():
+    for rung, correction in search.ladder.correction.items():
         tensors |= {f"correction.{rung}.{name}": _tensor(value) for name, value in correction.tensors().items()}
-    for kind, memory in _memories(search):
+    for kind, memory in _memories(search.ladder):
         if memory:
             for i, name in enumerate(("of", "quantity", "rung")):
                 tensors[f"{kind}.{name}"] = _tensor(np.stack([np.asarray(row[i]) for row in memory]))
@@ -44,8 +44,8 @@ def save_search(search: Search) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     facts = {
         "next_generation": state.generation,
         "next_id": state.next_id,
-        "spent": state.spent,
-        "simulations": state.simulations,
+        "spent": search.ladder.spent,
+        "simulations": search.ladder.counts,
         "history": state.history,
         "individuals": [{name: getattr(one, name) for name in SCALARS} for one in individuals],
         "population": [one.id for one in state.population],
@@ -73,34 +73,29 @@ def load_search(search: Search, tensors: dict[str, torch.Tensor], facts: dict[st
                 tensors[f"quantity.{rung}.id"].tolist(), tensors[f"quantity.{rung}"].numpy(), strict=True
             ):
                 individuals[i].quantity[rung] = value.copy()
-    corrections = {}
-    for rung in search.settings.ladder[:-1]:
-        corrections[rung] = Correction()
+    ladder = search.ladder
+    for rung, correction in ladder.correction.items():
         head = f"correction.{rung}."
-        corrections[rung].load(
-            {k.removeprefix(head): v.numpy().copy() for k, v in tensors.items() if k.startswith(head)}
-        )
-    for kind, memory in _memories(search):
+        correction.load({k.removeprefix(head): v.numpy().copy() for k, v in tensors.items() if k.startswith(head)})
+    for kind, memory in _memories(search.ladder):
         if f"{kind}.of" in tensors:
             columns = [tensors[f"{kind}.{name}"].numpy() for name in ("of", "quantity", "rung")]
             memory[:] = [(of.copy(), q.copy(), int(rung)) for of, q, rung in zip(*columns, strict=True)]
     search.state = SearchState(
         generation=facts["next_generation"],
         next_id=facts["next_id"],
-        spent=facts["spent"],
         population=[individuals[i] for i in facts["population"]],
         elites=[individuals[i] for i in facts["elites"]],
         replay=[[individuals[i] for i in group] for group in facts["replay"]],
-        correction=corrections,
         history=facts["history"],
-        simulations=facts["simulations"],
     )
+    ladder.spent, ladder.counts = facts["spent"], facts["simulations"]
     search.load(tensors)
 
 
-def _memories(search: Search) -> list[tuple[str, list[tuple[NDArray[Any], NDArray[Any], int]]]]:
+def _memories(ladder: Ladder) -> list[tuple[str, list[tuple[NDArray[Any], NDArray[Any], int]]]]:
     """What the surrogate and the guidance learn from."""
-    return [("archive", search.archive), ("guides", search.guides)]
+    return [("archive", ladder.archive), ("guides", ladder.guides)]
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:

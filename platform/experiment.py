@@ -104,7 +104,7 @@ def _search(
         facts = store.manifest()
         if facts["generation"] >= 0:
             load_search(search, store.checkpoint(), facts)
-        progress.phase("searching", share=search.state.spent / config.search.budget)
+        progress.phase("searching", share=search.ladder.spent / config.search.budget)
         writer = SummaryWriter(str(store.directory))
         while not search.finished:
             search.generation()
@@ -121,8 +121,8 @@ def _search(
         store.write_json(
             "result.json",
             {
-                "spent": search.state.spent,
-                "simulations": search.state.simulations,
+                "spent": search.ladder.spent,
+                "simulations": search.ladder.counts,
                 "generations": search.state.generation,
                 "best_id": row.id,
                 "best_samples": row.samples,
@@ -192,7 +192,7 @@ def _commit(search: Search, store: RunStore) -> None:
         }
         for one in [*search.born, *(e for e in search.state.elites if e.generation < search.state.generation - 1)]
     ]
-    store.commit(search.state.generation - 1, rows, search.traffic, tensors, facts)
+    store.commit(search.state.generation - 1, rows, search.ladder.traffic, tensors, facts)
 
 
 def _solution(search: Search) -> Solution:
