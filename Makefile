@@ -44,7 +44,7 @@ test: venv  ## the tests
 studies: venv  ## the tables of docs/results/: whole searches, two hours or more
 	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 1 $(ARGS)
 	$(BIN)/python bench/study.py town --truths 3 4 --seeds 0 1 --name town-held-out $(ARGS)
-	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 1 --set latent.kind=table --set search.screen=1 \
+	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 1 --set latent.kind=table --set search.screen=1 --set search.guidance=false \
 	  --set diffusion.width=64 --name town-table $(ARGS)
 	$(BIN)/python bench/study.py examples/bologna.yaml --seeds 0 1 --set search.budget=64 $(ARGS)
 	$(BIN)/python bench/study.py examples/pasubio.yaml --seeds 0 1 --set search.budget=64 $(ARGS)

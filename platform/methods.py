@@ -60,7 +60,11 @@ SEARCHES = (
     Method("soft-vi", "soft value iteration: random routes (recursive logit)", ("learner.kind=soft_vi",)),
     Method("token", "departure taken back: numbers per vehicle", ("latent.kind=token",)),
     Method("paper", "all departures taken back (configs/masdiff_paper.yaml), at the case's budget", (), "paper"),
-    Method("table", "the literal reward table per vehicle", ("latent.kind=table", "diffusion.width=64")),
+    Method(
+        "table",
+        "the literal reward table per vehicle; neither screened (decoding a table is slow) nor guided",
+        ("latent.kind=table", "diffusion.width=64", "search.guidance=false", NO_SCREEN),
+    ),
 )
 PEERS = (
     Method("duaiterate", "SUMO's duaIterate.py: user equilibrium, an iteration for each simulation of the budget"),
