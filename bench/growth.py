@@ -22,7 +22,7 @@ from throng.platform.methods import OWN, chosen
 
 METHODS = [OWN, "cgan", "ldm-imit"]
 CASES = {  # name -> vehicles, minutes
-    "1557": (1557, 30), "2758": (2758, 60), "4423": (4423, 90), "denser 1800": (1800, 30), "denser 2100": (2100, 30),
+    "1557": (1557, 30), "2758": (2758, 60), "4423": (4423, 90), "denser 1900": (1900, 30), "denser 2300": (2300, 30),
 }  # fmt: skip
 PAPER = {  # Tables 1 and 2: error and minutes; printed beside ours as ratios only, the networks differ
     "1557": {OWN: (1.69, 101), "cgan": (1.76, 172), "ldm-imit": (2.02, 114)},

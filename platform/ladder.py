@@ -180,11 +180,8 @@ class Ladder:
             for cheap, correction in self.correction.items():
                 if cheap in one.quantity and len(one.samples) == 1:
                     correction.add(one.quantity[cheap], quantity, self.target.values)
-        if rung == "micro" and len(one.samples) > 1:
-            quantity_mean = one.quantity[rung] + (quantity - one.quantity[rung]) / np.float32(len(one.samples))
-            one.quantity[rung] = quantity_mean.astype(np.float32)
-        else:
-            one.quantity[rung] = quantity
+        before = one.quantity.get(rung, quantity)
+        one.quantity[rung] = before + (quantity - before) / np.float32(max(1, len(one.samples)))  # the mean over seeds
         one.error[rung] = float(np.mean(one.samples)) if rung == "micro" else self.target.rmse(quantity)
         if one.flows is not None and self.target.by_road:
             self.archive.append((one.flows, quantity, ORDER.index(rung)))

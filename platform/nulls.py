@@ -26,18 +26,12 @@ Array = NDArray[np.float32]
 
 def shortest(bench: Workbench) -> Drivers:
     """Everybody on the shortest path."""
-
-    def routes(scenario: Scenario) -> Routes:
-        return route_vehicles(scenario.network, scenario.demand.origin, scenario.demand.destination, None)
-
-    return _routed("shortest path", bench, routes)
+    return _routed("shortest path", bench, lambda there: route_vehicles(there.network, *_ends(there), None))
 
 
 def fastest(bench: Workbench) -> Drivers:
     """Everybody on the path that is fastest when the roads are empty."""
-    return _routed(
-        "fastest path", bench, lambda scenario: fastest_routes(scenario.network, *_ends(scenario)),
-    )  # fmt: skip
+    return _routed("fastest path", bench, lambda there: fastest_routes(there.network, *_ends(there)))
 
 
 def _ends(scenario: Scenario) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
