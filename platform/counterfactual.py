@@ -75,8 +75,8 @@ def by_weights(name: str, weights: Array, state: Array) -> Drivers:
     return Drivers(name, state, plan)
 
 
-def hidden(bench: Workbench, seeds: str = "whatif") -> Drivers:
-    """The hidden drivers of a synthetic study.
+def hidden(bench: Workbench, seeds: str = "whatif", individuals: int = 0) -> Drivers:
+    """The hidden drivers of a synthetic study; another `individuals` puts other people into the same population.
 
     Raises InputError where the case has none: an observed series, or published routes, which do not adapt.
     """
@@ -89,7 +89,7 @@ def hidden(bench: Workbench, seeds: str = "whatif") -> Drivers:
 
     def plan(edited: Edited | None, state: Array) -> dict[str, Any]:
         there = truth if edited is None else truth.under(edited)
-        return {"routes": there.routes(state)}
+        return {"routes": there.routes(state, individuals)}
 
     return Drivers("truth", bench.habit, plan, seeds)
 

@@ -37,11 +37,15 @@ from .workbench import Workbench, workbench
 
 Array = NDArray[np.float32]
 ENSEMBLE = 10  # accepted latents that stand for what is not identified
+ACCEPTED = 1.05  # times the lowest estimated error: about how well errors are estimated
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """What a search found: an ensemble of accepted latents with the traffic states they were learnt at, best first."""
+    """What a search found: an ensemble of accepted latents with the traffic states they were learnt at.
+
+    The first is the best; the others are accepted explanations in the order in which they add something new.
+    """
 
     z: Array  # [ensemble, *latent]
     tau: Array  # [ensemble, roads, minutes]
@@ -196,19 +200,37 @@ def _commit(search: Search, store: RunStore) -> None:
 
 
 def _solution(search: Search) -> Solution:
-    """The best individual and the next best by estimated error, over all that the search remembers."""
+    """The best individual, and unlike it as well as each other the other accepted ones that the search remembers."""
     state = search.state
     everybody: dict[int, Individual] = {}
     for group in (state.population, state.elites, *state.replay):
         everybody |= {one.id: one for one in group if math.isfinite(one.estimate)}
     best = search.best()
     others = sorted((one for one in everybody.values() if one is not best), key=lambda one: (one.estimate, one.id))
-    chosen = [best, *others[: ENSEMBLE - 1]]
+    z = np.stack([one.z.ravel() for one in (best, *others)])
+    rows = diverse(z, np.array([one.estimate for one in (best, *others)]), ENSEMBLE)
+    chosen = [(best, *others)[row] for row in rows]
     return Solution(
         np.stack([one.z for one in chosen]),
         np.stack([one.tau for one in chosen]).astype(np.float32),
         np.array([one.estimate for one in chosen]),
     )
+
+
+def diverse(z: NDArray[np.float32], estimate: NDArray[np.float64], count: int) -> list[int]:
+    """Rows of `count` explanations that fit and differ, from latents `[candidates, d]` by estimated error; first row 0.
+
+    Accepted is who is estimated to be at most `ACCEPTED` times as wrong as the best; each one chosen is the accepted one
+    farthest from those chosen before. Where fewer are accepted, the next best follow. The best by estimate alone would be
+    children of one parent, who agree on all that the observations leave open.
+    """
+    accepted = [row for row in np.flatnonzero(estimate <= ACCEPTED * estimate.min()).tolist() if row]
+    chosen = [0]
+    while accepted and len(chosen) < count:
+        apart = [min(float(np.square(z[row] - z[other]).sum()) for other in chosen) for row in accepted]
+        chosen.append(accepted.pop(int(np.argmax(apart))))
+    rest = [row for row in range(len(z)) if row not in chosen]
+    return [*chosen, *rest[: count - len(chosen)]]
 
 
 def evaluate(

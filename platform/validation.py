@@ -22,6 +22,7 @@ from ..policies.reward_model import recover
 from ..scenarios.edited import Edited, apply_edits
 from ..scenarios.edits import Edits
 from ..scenarios.errors import InputError
+from ..scenarios.truths import STRUCTURED
 from . import nulls
 from .case import Case, load_case
 from .compare import compare, write_result
@@ -37,8 +38,9 @@ from .workbench import workbench
 
 Array = NDArray[np.float32]
 TABLE = "table"
-CEILING, NAME, BEST, PRIOR = "ceiling", "throng", "throng, best alone", "prior draw"
-MEMBERS = 5  # explanations whose mean is the answer, and draws from the prior
+TRUTH, CEILING, POPULATION = "truth", "ceiling", "true population, others in it"
+NAME, BEST, PRIOR, DRAWS = "throng", "throng, best alone", "prior draw", "prior, mean of draws"
+MEMBERS = 5  # explanations whose mean is the answer, populations, and draws from the prior
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def validate(
                 folder = out / f"truth{truth}-seed{seed}"
                 progress.phase(f"truth {truth}, seed {seed}")
                 pairs, closed = _predictions(folder, edits, simulations, progress)
-                true = pairs.pop("truth")
+                true = pairs.pop(TRUTH)
                 scores += [_score(name, truth, seed, true, one, closed) for name, one in pairs.items()]
                 first = first or {name: _changes(true, one, closed) for name, one in pairs.items()}
     return Validation(edits, removed, scores, first)
@@ -139,27 +141,28 @@ def _predictions(
         model, phi = case.problem.preference_model(), static_features(case.scenario.network, case.problem.scaler)
         with workbench(config, store, progress, case) as bench:
             progress.phase(f"what if, {folder.name}")
-            drivers = [
-                hidden(bench, "truth"),
-                hidden(bench),  # the ceiling: the same people, other seeds
-                *(
-                    by_weights(f"explanation {i}", recover(model, z, phi).weights, tau)
-                    for i, (z, tau) in enumerate(zip(solution.z[:MEMBERS], solution.tau[:MEMBERS], strict=True))
-                ),
-                *nulls.prior(bench, model, phi, MEMBERS),
-                nulls.shortest(bench),
-                nulls.fastest(bench),
-                nulls.static(bench),
-                nulls.literal(table_case, Solution.load(folder / TABLE / "solution.safetensors")),
-            ]
+            count = MEMBERS if case.config.target.truth in STRUCTURED else 0  # has a population to draw others from
+            learnt = zip(solution.z[:MEMBERS], solution.tau[:MEMBERS], strict=True)
+            table = nulls.literal(table_case, Solution.load(folder / TABLE / "solution.safetensors"))
+            alone = [nulls.shortest(bench), nulls.fastest(bench), nulls.static(bench), table]
+            groups = {
+                TRUTH: [hidden(bench, "truth")],
+                CEILING: [hidden(bench)],  # the same people, other seeds
+                POPULATION: [hidden(bench, individuals=i + 1) for i in range(count)],
+                NAME: [by_weights(f"{i}", recover(model, z, phi).weights, tau) for i, (z, tau) in enumerate(learnt)],
+                PRIOR: nulls.prior(bench, model, phi, MEMBERS),
+                **{one.name: [one] for one in alone},
+            }
+            everybody = [one for group in groups.values() for one in group]
             bias_scale = case.problem.navigator(model).bias_scale
-            found = simulate(bench, edited, drivers, simulations, bias_scale, progress)
-    means = [_mean(pair, edited, case.scenario.network.road_count) for pair in found]
-    learnt, draws = means[2 : 2 + MEMBERS], means[2 + MEMBERS : 2 + 2 * MEMBERS]
-    named = {"truth": means[0], CEILING: means[1], NAME: _average(learnt), BEST: learnt[0]}
-    named |= {f"{PRIOR} {i}": one for i, one in enumerate(draws)}
-    named |= {"prior, mean of draws": _average(draws)}
-    named |= {pair.name: one for pair, one in list(zip(found, means, strict=True))[2 + 2 * MEMBERS :]}
+            found = iter(simulate(bench, edited, everybody, simulations, bias_scale, progress))
+    roads = case.scenario.network.road_count
+    means = {name: [_mean(next(found), edited, roads) for _ in group] for name, group in groups.items()}
+    named: dict[str, Prediction] = {}
+    for name, several in means.items():
+        named |= {f"{PRIOR} {i}": one for i, one in enumerate(several)} if name == PRIOR else {}
+        named |= {DRAWS if name == PRIOR else name: _average(several)} if several else {}
+        named |= {BEST: several[0]} if name == NAME else {}
     closed = np.ones(case.scenario.network.road_count, bool)
     closed[edited.kept[edited.kept >= 0]] = False
     return named, closed
@@ -234,7 +237,7 @@ def summarise(scores: list[Scores]) -> list[Row]:
     for name in by_case:
         change = values(name, "change")
         share = change / ceiling
-        better = "–" if name in (NAME, CEILING, BEST) else f"{int((own > change).sum())} of {own.size}"
+        better = "–" if name in (NAME, CEILING, POPULATION, BEST) else f"{int((own > change).sum())} of {own.size}"
         rows.append(
             Row(
                 name, spread(name, "level"), _spread(change), (float(share.mean()), float(share.min())),
@@ -272,8 +275,9 @@ def explained(result: Validation, simulations: int) -> str:
         f"{', '.join(result.edits.words())}: {result.removed} connections fewer. Means ± s.d. over {runs} hidden truths and "
         f"search seeds, {simulations} simulations each before and after. level: correlation of queues after the edit over "
         "roads and minutes; change: correlation of the change of each road's mean queue, roads that stay open; ÷ ceiling: "
-        "that as a share of what the hidden drivers themselves reach under other seeds; all roads: change with those that "
-        "are closed, whose queues go whatever is predicted; RMSE: of the change, vehicles; throng: mean of "
+        "that as a share of what the hidden drivers themselves reach under other seeds; true population, others in it: mean "
+        f"of {MEMBERS} draws of other people, all that an aggregate teaches by distribution; all roads: change with those "
+        "that are closed, whose queues go whatever is predicted; RMSE: of the change, vehicles; throng: mean of "
         f"{MEMBERS} explanations; throng ahead: of (truth, seed), by change."
     )
 
@@ -303,14 +307,14 @@ def draw(result: Validation) -> Figure:
     first = result.scores[0]
     rest = [row for row in summarise(result.scores) if row.beaten != "–" and row.predictor in result.first]
     best = max(rest, key=lambda row: row.change[0]).predictor
-    reach = max(float(np.abs(pair).max()) for pair in result.first.values()) * 1.05
+    reach = max(float(np.abs(result.first[name]).max()) for name in (NAME, best)) * 1.08
     for axes, name, colour in ((own, NAME, MODEL), (null, best, SECOND)):
         true, predicted = result.first[name]
         axes.axline((0, 0), slope=1, color=MUTED, linewidth=0.8)
         axes.plot(true, predicted, "o", color=colour, markersize=3.5, alpha=0.7, markeredgewidth=0)
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-        axes.set_title(f"{name}, truth {first.truth}, seed {first.seed}", fontsize=9, color=INK)
-        axes.set_xlabel("true change of the mean queue, vehicles", color=INK)
+        axes.set_title(f"{name}, truth {first.truth}, seed {first.seed}\nchange of mean queues, vehicles", fontsize=9)
+        axes.set_xlabel("true", color=INK)
     own.set_ylabel("predicted", color=INK)
     for axes in (dots, own, null):
         axes.spines[["top", "right"]].set_visible(False)

@@ -18,7 +18,7 @@ from rich.console import Console
 from throng.platform import cli
 from throng.platform.cli import app
 from throng.platform.config import load_config
-from throng.platform.experiment import Solution, run
+from throng.platform.experiment import Solution, diverse, run
 from throng.platform.progress import Progress
 from throng.platform.store import RunStore
 from throng.scenarios.errors import InputError
@@ -47,6 +47,16 @@ def same(one: tuple, other: tuple) -> None:
     np.testing.assert_array_equal(one[0], other[0])
     assert one[1] == other[1]
     assert json.dumps(one[2]) == json.dumps(other[2])
+
+
+def test_explanations_fit_and_differ() -> None:
+    """Clones of the best are left for what differs and fits as well; what fits badly only fills up."""
+    z = np.array([[0, 0], [0.1, 0], [5, 0], [0, 4], [0, 4.1], [9, 9]], np.float32)
+    estimate = np.array([1.0, 1.0, 1.04, 1.03, 1.02, 1.2])
+    assert diverse(z, estimate, 3) == [0, 2, 4]
+    assert diverse(z, estimate, 6) == [0, 2, 4, 1, 3, 5]
+    assert diverse(z[:2], estimate[:2], 10) == [0, 1]
+    assert diverse(z[:1], estimate[:1], 10) == [0]
 
 
 @pytest.fixture(scope="module")

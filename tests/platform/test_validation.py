@@ -135,7 +135,7 @@ def test_a_study_from_searches_to_its_table(
     data = json.loads((tmp_path / "out" / "one-way-B1C1-C1D1.json").read_text())
     rows = {row["predictor"]: row for row in data["rows"]}
     nulls = {PRIOR, "prior, mean of draws", "shortest path", "fastest path", "static routes", "literal table"}
-    assert set(rows) == {CEILING, NAME, validation.BEST, *nulls}
+    assert set(rows) == {CEILING, validation.POPULATION, NAME, validation.BEST, *nulls}
     assert data["removed"] == 11
     for row in rows.values():
         assert -1 <= row["change"][0] <= 1
