@@ -60,10 +60,10 @@ class Counterfactual:
 
 
 def ensemble(models: RewardModels, solution: Solution, count: int) -> list[Drivers]:
-    """The drivers of the `count` best accepted explanations."""
+    """The drivers of the first `count` accepted explanations."""
 
-    best = enumerate(models.members[:count])
-    return [by_weights(f"explanation {i}", one.weights, solution.tau[i]) for i, one in best]
+    first = enumerate(models.members[:count])
+    return [by_weights(f"explanation {i}", one.weights, solution.tau[i]) for i, one in first]
 
 
 def by_weights(name: str, weights: Array, state: Array) -> Drivers:

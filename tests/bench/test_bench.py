@@ -13,7 +13,7 @@ BENCH = Path(__file__).parents[2] / "bench" / "run.py"
 
 def test_results_have_their_form_and_the_exit_code_tells_of_missed_bars(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    command = [sys.executable, str(BENCH), "--only", "value_iteration", "memory", "--quick", "--out", str(out)]
+    command = [sys.executable, str(BENCH), "--only", "value_iteration", "routing", "--quick", "--out", str(out)]
     environment = os.environ | {"COLUMNS": "300"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert out.exists(), done.stderr
