@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -156,40 +158,56 @@ def _finish(directory: Path) -> None:
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def _usage(error: Any) -> int:
-    """Shows a usage error as Typer does; its class is not public."""
-    error.show()
-    return int(error.exit_code)
+class _Interruption:
+    """Ctrl-C: a KeyboardInterrupt, as ever; and that it came is remembered.
+
+    Compiled code that meets the KeyboardInterrupt (Numba's dispatcher, callbacks of C libraries) may turn it into another
+    exception, or drop it and fail at what is missing then.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a script had it ignored
+            signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        signal.default_int_handler(number, frame)
 
 
 def main() -> None:
     """Entry point of the `throng` command: bad input gives its message alone and exit 2, Ctrl-C exit 130."""
-    from ..workers.fleet import FleetError
-
     logging.getLogger("ray").setLevel(logging.ERROR)
+    interruption = _Interruption()
     try:
         code = app(standalone_mode=False)
-    except (InputError, FleetError, ConnectionError) as error:
+    except (KeyboardInterrupt, Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        code = INTERRUPTED if interruption.came else _explained(error)
+    if code == INTERRUPTED:
+        errors.print("interrupted; nothing finished is lost: the same command goes on from here", markup=False)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explained(error: Exception) -> int:
+    """Says what is wrong and returns the exit status; a defect is raised again."""
+    from ..workers.fleet import FleetError
+
+    if isinstance(error, TyperException):  # a mistyped option or command
+        error.show()  # type: ignore[attr-defined]  # of its subclasses, which are not public
+        return error.exit_code
+    if isinstance(error, InputError | FleetError | ConnectionError):
         errors.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        code = 2 if isinstance(error, InputError) else 1
-    except OSError as error:
+        return 2 if isinstance(error, InputError) else 1
+    if isinstance(error, OSError):
         where = error.filename or "a temporary file"
         errors.print(
             f"error: {where}: {error.strerror or error}; nothing finished is lost: mend that and run again",
             markup=False,
         )
-        code = 1
-    except (KeyboardInterrupt, Abort):
-        code = INTERRUPTED
-    except TyperException as error:  # a mistyped option or command
-        code = _usage(error)
-    except SystemError as error:  # what compiled code makes of a Ctrl-C that it meets
-        if not isinstance(error.__cause__, KeyboardInterrupt):
-            raise
-        code = INTERRUPTED
-    if code == INTERRUPTED:
-        errors.print("interrupted; nothing finished is lost: the same command goes on from here", markup=False)
-    sys.exit(code if isinstance(code, int) else 0)
+        return 1
+    raise error
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-TOKENS_SEEN, TOKENS_PER_UPDATE = 64, 2048  # per-vehicle latents: vehicles in a sample, and tokens in a gradient step
+from .batches import batches
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,7 @@ class DiffusionModel:
     ) -> float:
         """Minimises the weighted noise-prediction loss (MASDiff, Eq. 9) for `updates` gradient steps.
 
-        Samples are drawn with probability proportional to their weight, which has the same expected gradient as
-        weighting the loss and no vanishing steps when few weigh much; a share of each batch is fresh N(0, I).
+        Samples are drawn as `batches` says.
 
         Args:
             z: `[samples, *shape]`; condition: `[samples, condition]`; weight: `[samples]`, non-negative.
@@ -171,31 +170,16 @@ class DiffusionModel:
         Raises:
             ValueError: no sample has weight, or the loss is not finite.
         """
-        total = float(weight.sum())
-        if not (weight >= 0).all() or not total > 0 or not math.isfinite(total):
-            raise ValueError("weights must be non-negative, finite and not all zero")
         cfg = self.settings
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        data, given = torch.from_numpy(np.ascontiguousarray(z)), torch.from_numpy(np.ascontiguousarray(condition))
-        chance = torch.from_numpy(weight / total)
-        some = min(TOKENS_SEEN, self.shape[0]) if len(self.shape) == 2 else 0
-        batch = min(cfg.batch, max(2, TOKENS_PER_UPDATE // some)) if some else cfg.batch
-        fresh = round(cfg.prior_share * batch)
         losses = []
-        for _ in range(cfg.updates):
-            rows = torch.multinomial(chance, batch, replacement=True, generator=generator)
-            clean, seen = data[rows], list[Tensor]()
-            if some:  # a random few of the vehicles: what is learnt is one network for all of them
-                vehicles = torch.randperm(self.shape[0], generator=generator)[:some]
-                clean, seen = clean[:, vehicles], [vehicles.to(self.device)]
-            if fresh:
-                clean[:fresh] = torch.randn((fresh, *clean.shape[1:]), generator=generator)
-            t = torch.randint(1, cfg.steps + 1, (batch,), generator=generator)
-            noise = torch.randn(clean.shape, generator=generator)
-            clean, noise, t = clean.to(self.device), noise.to(self.device), t.to(self.device)
+        sizes = (cfg.updates, cfg.batch, cfg.prior_share)
+        for clean, given, *seen in batches(z, condition, weight, *sizes, generator, self.device):
+            t = torch.randint(1, cfg.steps + 1, (len(clean),), generator=generator).to(self.device)
+            noise = torch.randn(clean.shape, generator=generator).to(self.device)
             abar = self._abar[t].view(-1, *[1] * len(self.shape))
             noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-            error = noise - self._predict(self.network, noisy, t, given[rows].to(self.device), *seen)
+            error = noise - self._predict(self.network, noisy, t, given, *seen)
             loss = error.square().mean()
             self._optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

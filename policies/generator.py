@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from .batches import batches
 from .critic import critic
-from .diffusion import TOKENS_PER_UPDATE, TOKENS_SEEN, TokenDenoiser, VectorDenoiser
+from .diffusion import TokenDenoiser, VectorDenoiser
 
 Array = NDArray[np.float32]
 
@@ -99,27 +100,13 @@ class GeneratorModel:
         Raises:
             ValueError: no sample has weight, or the loss is not finite.
         """
-        total = float(weight.sum())
-        if not (weight >= 0).all() or not total > 0 or not math.isfinite(total):
-            raise ValueError("weights must be non-negative, finite and not all zero")
         cfg = self.settings
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        data, given = torch.from_numpy(np.ascontiguousarray(z)), torch.from_numpy(np.ascontiguousarray(condition))
-        chance = torch.from_numpy(weight / total)
-        some = min(TOKENS_SEEN, self.shape[0]) if len(self.shape) == 2 else 0
-        batch = min(cfg.batch, max(2, TOKENS_PER_UPDATE // some)) if some else cfg.batch
-        fresh = round(cfg.prior_share * batch)
         losses = []
-        for _ in range(cfg.updates):
-            rows = torch.multinomial(chance, batch, replacement=True, generator=generator)
-            real, seen = data[rows], list[Tensor]()
-            if some:  # a random few of the vehicles: what is learnt is one network for all of them
-                vehicles = torch.randperm(self.shape[0], generator=generator)[:some]
-                real, seen = real[:, vehicles], [vehicles.to(self.device)]
-            if fresh:
-                real[:fresh] = torch.randn((fresh, *real.shape[1:]), generator=generator)
+        sizes = (cfg.updates, cfg.batch, cfg.prior_share)
+        for clean, state, *seen in batches(z, condition, weight, *sizes, generator, self.device):
+            real = clean.requires_grad_()
             noise = torch.randn(real.shape, generator=generator).to(self.device)
-            real, state = real.to(self.device).requires_grad_(), given[rows].to(self.device)
             made = self._generate(self.network, noise, state, *seen)
             losses.append(self._step_critic(real, made.detach(), state, seen))
             self._step("adam", softplus(-self.critic(made, state, *seen)).mean())
