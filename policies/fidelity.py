@@ -18,22 +18,22 @@ class Correction:
     The difference is its mean and a ridge regression (in its kernel form) on how the cheap series deviates from the cheap
     mean. The error of what comes out still lies below the error of a full simulation, which brings the noise of its seed
     with it, so that a candidate that was simulated in full would lose against those that were not: `error` adds what
-    errors were larger by, in squares, for pairs that the regression had not seen.
+    errors were larger by, in squares, for pairs that the regression had not seen (and scales them where they were smaller).
     """
 
     def __init__(self) -> None:
         self._cheap: list[Array] = []  # series as they come, flat
         self._difference: list[Array] = []
-        self._excess: list[float] = []  # error squared of the full series, less that of the corrected one
+        self._errors: list[tuple[float, float]] = []  # squared: of the corrected series, of the full one
         self._fit: tuple[Array, Array, Array, Array, NDArray[np.float64]] | None = None
 
     def add(self, cheap: Array, better: Array, target: Array) -> None:
         """Learns from one more pair; `target` is the observed series, of the same shape."""
-        self._excess.append(_mean_square(better - target) - _mean_square(self.apply(cheap) - target))
+        self._errors.append((_mean_square(self.apply(cheap) - target), _mean_square(better - target)))
         self._cheap.append(cheap.ravel().astype(np.float32))
         self._difference.append((better - cheap).ravel().astype(np.float32))
         keep = max(FEWEST, min(PAIRS, PAIR_BYTES // (8 * cheap.size)))
-        for kept, count in ((self._cheap, keep), (self._difference, keep), (self._excess, RECENT)):
+        for kept, count in ((self._cheap, keep), (self._difference, keep), (self._errors, RECENT)):
             del kept[:-count]
         self._fit = None
 
@@ -64,23 +64,26 @@ class Correction:
 
     def error(self, rmse: float) -> float:
         """The error that a full simulation would have, from the root mean squared error of a corrected series."""
-        count = len(self._excess)
-        excess = sum(self._excess) / (count + 2.0)
-        return float(np.sqrt(max(rmse**2 + excess, 0.0)))
+        if not self._errors:
+            return rmse
+        corrected, full = np.sum(self._errors, axis=0) / (len(self._errors) + 2.0)
+        if full < corrected:  # a difference could leave less than nothing
+            return float(rmse * np.sqrt(full / corrected))
+        return float(np.sqrt(rmse**2 + full - corrected))
 
     def tensors(self) -> dict[str, NDArray[np.floating]]:
         """What a checkpoint has to keep."""
         if not self._cheap:
             return {}
         pairs = {"cheap": np.stack(self._cheap), "difference": np.stack(self._difference)}
-        return {**pairs, "excess": np.array(self._excess, np.float64)}
+        return {**pairs, "errors": np.array(self._errors, np.float64)}
 
     def load(self, tensors: dict[str, NDArray[np.floating]]) -> None:
         """Restores what `tensors` returned."""
         if tensors:
             self._cheap = list(tensors["cheap"].astype(np.float32))
             self._difference = list(tensors["difference"].astype(np.float32))
-            self._excess = tensors["excess"].tolist()
+            self._errors = [(corrected, full) for corrected, full in tensors["errors"].tolist()]
             self._fit = None
 
 

@@ -64,6 +64,18 @@ def test_errors_are_on_the_scale_of_full_simulations() -> None:
     assert estimated == pytest.approx(true, abs=0.1)
 
 
+def test_errors_that_were_too_large_are_scaled() -> None:
+    """Where cheap simulations err more than full ones, no error becomes zero, and none overtakes another."""
+    correction = Correction()
+    for level in range(1, 6):
+        full = np.full(TARGET.shape, level, np.float32)
+        correction.add(full * 8 + np.float32(9 * (level % 2)), full, TARGET)
+    raw = np.array([0.1, 0.5, 2.0])
+    errors = np.array([correction.error(one) for one in raw])
+    np.testing.assert_allclose(errors / raw, errors[0] / raw[0])
+    assert 0 < errors[0] / raw[0] < 1
+
+
 def test_a_checkpoint_restores_it() -> None:
     """Also before there is any pair; and what is restored goes on alike."""
     rng = np.random.default_rng(5)
