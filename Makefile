@@ -38,8 +38,8 @@ venv: .venv/.stamp  ## install everything into .venv, at the versions of constra
 demo: venv  ## learn the built-in town, two to five minutes; the last line names the report
 	$(BIN)/throng run $(ARGS)
 
-test: venv  ## the tests
-	$(BIN)/pytest $(ARGS)
+test: venv  ## the tests, two files at a time
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 studies: venv  ## the tables of docs/results/: whole searches, two hours or more
 	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 1 $(ARGS)

@@ -6,6 +6,8 @@ import math
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,17 @@ def run(config: Config, directory: Path, resume: bool, console: Console, sibling
         InputError: bad inputs or a directory in use, before any simulation.
         FleetError: more workers were lost than the configuration allows.
     """
+    with opened(config, directory, resume, console, sibling) as (bench, store, known, progress):
+        solution = _search(bench, store, known, progress)
+        evaluate(bench, store, known, solution, config.report.seeds, progress)
+    return store
+
+
+@contextmanager
+def opened(
+    config: Config, directory: Path, resume: bool, console: Console, sibling: Path | None
+) -> Iterator[tuple[Workbench, RunStore, dict[str, Reference], Progress]]:
+    """A run's case loaded and its folder locked, workers started, floors and nulls measured; all closed at the end."""
     with tempfile.TemporaryDirectory(prefix="throng-") as scratch:
         case = load_case(config, Path(scratch))
         store = RunStore.create(directory, config, extend=resume)
@@ -82,21 +95,16 @@ def run(config: Config, directory: Path, resume: bool, console: Console, sibling
             if sibling is not None:
                 refs.take_over(store, sibling)
             with Progress(console) as progress, workbench(config, store, progress, case) as bench:
-                model = case.problem.preference_model()
                 progress.phase("floors and nulls")
-                known = refs.measure(bench, model, config.report.reference_seeds)
-                solution = _search(bench, store, model, known, progress)
-                evaluate(bench, store, known, solution, config.report.seeds, progress)
+                known = refs.measure(bench, case.problem.preference_model(), config.report.reference_seeds)
+                yield bench, store, known, progress
         finally:
             store.close()
-    return store
 
 
-def _search(
-    bench: Workbench, store: RunStore, model: PreferenceModel, known: dict[str, Reference], progress: Progress
-) -> Solution:
+def _search(bench: Workbench, store: RunStore, known: dict[str, Reference], progress: Progress) -> Solution:
     case, path = bench.case, store.directory / "solution.safetensors"
-    config = case.config
+    config, model = case.config, case.problem.preference_model()
     reward = _reward_service(bench, model)
     try:
         floor = known[refs.SEED_FLOOR].mean if refs.SEED_FLOOR in known else math.nan

@@ -9,14 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from ..workers.pool import Job
-from . import references as refs
-from .case import load_case
 from .config import Config
-from .experiment import judge
+from .experiment import judge, opened
 from .peers import duaiterate, route_sampler
-from .progress import Progress
 from .store import RunStore
-from .workbench import Workbench, workbench
+from .workbench import Workbench
 
 
 def run_peer(name: str, config: Config, directory: Path, console: Console, sibling: Path | None = None) -> RunStore:
@@ -26,25 +23,17 @@ def run_peer(name: str, config: Config, directory: Path, console: Console, sibli
         DoesNotApply: the case lacks what the peer needs.
         InputError: bad inputs, or a tool that failed.
     """
-    with tempfile.TemporaryDirectory(prefix="throng-") as scratch:
-        case = load_case(config, Path(scratch) / "case")
-        store = RunStore.create(directory, config, extend=False)
-        try:
-            if sibling is not None:
-                refs.take_over(store, sibling)
-            with Progress(console) as progress, workbench(config, store, progress, case) as bench:
-                model = case.problem.preference_model()
-                progress.phase("floors and nulls")
-                known = refs.measure(bench, model, config.report.reference_seeds)
-                progress.phase(name)
-                began = time.monotonic()
-                jobs, spent = _jobs(name, bench, Path(scratch) / "tool")
-                seconds = time.monotonic() - began
-                progress.phase("evaluating")
-                judge(bench, store, name, bench.must(jobs), known)
-                store.write_json("result.json", {"spent": spent, "seconds": seconds, "finished": time.time()})
-        finally:
-            store.close()
+    with (
+        opened(config, directory, False, console, sibling) as (bench, store, known, progress),
+        tempfile.TemporaryDirectory(prefix="throng-") as folder,
+    ):
+        progress.phase(name)
+        began = time.monotonic()
+        jobs, spent = _jobs(name, bench, Path(folder))
+        seconds = time.monotonic() - began
+        progress.phase("evaluating")
+        judge(bench, store, name, bench.must(jobs), known)
+        store.write_json("result.json", {"spent": spent, "seconds": seconds, "finished": time.time()})
     return store
 
 
