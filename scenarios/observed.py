@@ -116,6 +116,9 @@ def _read(path: Path) -> pa.Table:
                 quoted_strings_can_be_null=False,
             )
             table = pyarrow.csv.read_csv(path, convert_options=options)
+            for i, column in enumerate(table.columns):  # "B1C1, 3, 2.5": after a comma many write a space
+                if pa.types.is_string(column.type):
+                    table = table.set_column(i, table.column_names[i], pc.utf8_trim_whitespace(column))
     except (pa.ArrowException, OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected {_EXPECTED}") from error
     if not table.num_rows:
@@ -139,10 +142,11 @@ def _numbers(table: pa.Table, name: str, path: Path) -> NDArray[np.float64]:
     return values
 
 
-def _is_number(text: Any) -> bool:
+def _is_number(value: Any) -> bool:
+    """By Arrow's rule, which is stricter than Python's: 1_000 is none."""
     try:
-        float(text)
-    except (TypeError, ValueError):
+        pa.scalar(value).cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return False
     return True
 

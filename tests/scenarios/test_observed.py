@@ -53,6 +53,12 @@ def test_parquet_columns_of_other_types(tmp_path: Path, block: RoadNetwork) -> N
     assert values[block.index["ab"], 0] == 3 and np.isfinite(values).sum() == 1
 
 
+def test_spaces_after_commas_are_no_part_of_values(block: RoadNetwork, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("road,minute,queue\nab, 0, 3\n ab ,1 ,2.5\n")
+    values = load_observed(tmp_path / "x.csv", block, 0, 2).values
+    np.testing.assert_array_equal(values[block.index["ab"]], [3, 2.5])
+
+
 MISTAKES = [
     ("road,minute\nab,0\n", "has no column of values among its columns road, minute"),
     ("road,minute,queue,speed\nab,0,1,2\n", "has queue, speed among its columns"),
@@ -62,6 +68,7 @@ MISTAKES = [
     ("", "cannot be read"),
     ("road,minute,queue\nab,0,1\nab,1\n", "cannot be read"),
     ("road,minute,queue\nab,0,1\nab,1,many\n", "column 'queue', row 2: 'many' is not a number"),
+    ("road,minute,queue\nab,0,1\nab,1,1_000\n", "column 'queue', row 2: '1_000' is not a number"),
     ("road,minute,queue\nab,0,inf\n", "column 'queue', row 1: infinite"),
     ("road,minute,queue\nab,0,1\nab,1,-2\n", "column 'queue', row 2: -2 is negative"),
     ("road,minute,queue\nab,0,\nab,1,NaN\n", "column 'queue': every value is empty"),
