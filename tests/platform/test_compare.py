@@ -118,14 +118,17 @@ def test_what_is_taken_over_is_what_a_run_of_its_own_would_have_simulated(
 
 
 def test_finished_runs_are_not_repeated(compared: tuple[Path, list[Score]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with another number of workers either: where a study runs does not change it."""
     out, scores = compared
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a finished run was begun again")
 
     monkeypatch.setattr("throng.platform.compare.run", refuse)
-    again = compare(None, SMALL, chosen(["masdiff", "astar-q"]), [0], [0, 1], out, QUIET)
+    again = compare(None, [*SMALL, "workers.rollouts=3"], chosen(["masdiff", "astar-q"]), [0], [0, 1], out, QUIET)
     assert again == scores
+    with pytest.raises(AssertionError, match="begun again"):
+        compare(None, [*SMALL, "report.seeds=3"], chosen(["masdiff"]), [0], [0], out, QUIET)
 
 
 def test_the_table_says_what_the_runs_said(compared: tuple[Path, list[Score]], tmp_path: Path) -> None:
