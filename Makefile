@@ -55,12 +55,13 @@ studies: venv  ## the tables of docs/results/: whole searches, two hours or more
 LOOP := B1C1,C1D1,D1D2,D2D3,D3C3,C3B3,B3B2,B2B1
 LEFTS := A3B3 B3C3 C3D3 E3D3 D3C3 C3B3 B3A3 B1B2 B2B3 B3B2 B2B1
 SIX := --truths 0,1,2 --seeds 0,1 --out runs/town-studies
+WHATIF := --truths 0,1,2 --seeds 0,1 --set search.population=64 --set search.budget=192 --out runs/whatif
 TASTE := --set target.truth=taste --set latent.connection_taste=400 --set latent.groups=14 --set search.budget=640 \
   --set search.patience=100
 
 questions: venv  ## the paper's three questions, ablations, a latent of 397 numbers: a day; goes on where it stopped
-	$(BIN)/throng validate --one-way $(LOOP) $(SIX) --name rq2-loop $(ARGS)
-	$(BIN)/throng validate $(LEFTS:%=--ban-left-onto %) $(SIX) --name rq2-left $(ARGS)
+	$(BIN)/throng validate --one-way $(LOOP) $(WHATIF) --name rq2-loop $(ARGS)
+	$(BIN)/throng validate $(LEFTS:%=--ban-left-onto %) $(WHATIF) --name rq2-left $(ARGS)
 	$(BIN)/throng compare --methods masdiff,cgan,ldm-imit,ldm-cfg,ldm-pcfg,random,cma,table,duaiterate,routesampler \
 	  $(SIX) --name rq1-queue $(ARGS)
 	$(BIN)/throng compare --methods masdiff,cgan,ldm-imit,ldm-cfg,ldm-pcfg,random,cma $(SIX)-lcc --set target.kind=lcc \
@@ -70,7 +71,7 @@ questions: venv  ## the paper's three questions, ablations, a latent of 397 numb
 	$(BIN)/throng compare --methods masdiff,cma,random,no-elites,no-mutation --truths 0 --seeds 0,1,2,3,4 $(TASTE) \
 	  --out runs/taste --name taste $(ARGS)
 	$(BIN)/python bench/growth.py $(ARGS)
-	cp runs/town-studies/*.{md,json,png} runs/town-studies-lcc/*.{md,json,png} runs/taste/*.{md,json,png} docs/results/
+	cp runs/whatif/*.{md,json,png} runs/town-studies/*.{md,json,png} runs/town-studies-lcc/*.{md,json,png} runs/taste/*.{md,json,png} docs/results/
 
 lint: venv  ## ruff (rules and formatting) and mypy
 	@failed=0; \
