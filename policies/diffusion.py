@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from .batches import batches
 
+BLOCK = 2**19  # numbers of latents denoised at once on a CPU: more only misses its caches
+
 
 @dataclass(frozen=True)
 class DiffusionSettings:
@@ -230,20 +232,23 @@ class DiffusionModel:
         everybody = z.to(self.device)
         given = torch.from_numpy(np.ascontiguousarray(condition)).to(self.device)
         abar = self.schedule.abar
+        sizes = max(1, BLOCK // math.prod(self.shape)) if self.device.type == "cpu" else len(z)
         for t in range(int(start.max()), 0, -1):
-            rows = (start >= t).nonzero()[:, 0].to(self.device)
-            z = everybody[rows]
-            step = torch.full((len(z),), t, device=self.device)
-            eps = self._predict(self.average, z, step, given[rows])
+            rows = (start >= t).nonzero()[:, 0]
+            # DDPM's larger variance, exact for N(0, I) data: the smaller would shrink each untrained draw and mutation.
+            noise = torch.randn((len(rows), *self.shape), generator=generator) if t > 1 else None
             now, before = float(abar[t]), float(abar[t - 1])
-            clean = (z - math.sqrt(1 - now) * eps) / math.sqrt(now)
             beta = 1 - now / before
-            z = (math.sqrt(before) * beta * clean + math.sqrt(1 - beta) * (1 - before) * z) / (1 - now)
-            if t > 1:
-                noise = torch.randn(z.shape, generator=generator).to(self.device)
-                # DDPM's larger variance, exact for N(0, I) data: the smaller would shrink each untrained draw and mutation.
-                z = z + math.sqrt(beta) * noise
-            everybody[rows] = z
+            for own in torch.arange(len(rows)).split(sizes):
+                block = rows[own].to(self.device)
+                z = everybody[block]
+                step = torch.full((len(z),), t, device=self.device)
+                eps = self._predict(self.average, z, step, given[block])
+                clean = (z - math.sqrt(1 - now) * eps) / math.sqrt(now)
+                z = (math.sqrt(before) * beta * clean + math.sqrt(1 - beta) * (1 - before) * z) / (1 - now)
+                if noise is not None:
+                    z = z + math.sqrt(beta) * noise[own].to(self.device)
+                everybody[block] = z
         return everybody.cpu().numpy().astype(np.float32)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
