@@ -71,7 +71,8 @@ questions: venv  ## the paper's three questions, ablations, a latent of 397 numb
 	$(BIN)/throng compare --methods masdiff,cma,random,no-elites,no-mutation --truths 0 --seeds 0,1,2,3,4 $(TASTE) \
 	  --out runs/taste --name taste $(ARGS)
 	$(BIN)/python bench/growth.py $(ARGS)
-	cp runs/whatif/*.{md,json,png} runs/town-studies/*.{md,json,png} runs/town-studies-lcc/*.{md,json,png} runs/taste/*.{md,json,png} docs/results/
+	for table in whatif/rq2-loop whatif/rq2-left town-studies/rq1-queue town-studies-lcc/rq1-lcc town-studies/ablations taste/taste; do \
+	  cp runs/$$table.{md,json,png} docs/results/; done
 
 lint: venv  ## ruff (rules and formatting) and mypy
 	@failed=0; \

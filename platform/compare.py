@@ -18,7 +18,7 @@ from rich.console import Console
 from ..scenarios.errors import InputError
 from .config import Config, load_config
 from .experiment import run
-from .figures import INK, MUTED
+from .figures import INK, MUTED, spread
 from .methods import OWN, PEERS, REFERENCES, Method
 from .peer_run import run_peer
 from .peers import DoesNotApply
@@ -233,17 +233,30 @@ def curves(scores: list[Score]) -> Figure:
         stacked = np.stack(steps)
         shown = ~np.isnan(stacked).any(axis=0)
         colour, dash = COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else "--"
-        axes.plot(grid[shown], np.median(stacked[:, shown], axis=0), dash, color=colour, linewidth=1.8, label=method)
+        axes.plot(
+            grid[shown], np.median(stacked[:, shown], axis=0), dash, drawstyle="steps-post", color=colour, linewidth=1.8,
+            label=method, marker="o", markevery=[-1], markersize=4, clip_on=False,  # all there is of one generation
+        )  # fmt: skip
         if len(steps) > 1:
             axes.fill_between(
-                grid[shown], stacked[:, shown].min(axis=0), stacked[:, shown].max(axis=0), color=colour, alpha=0.1,
-                linewidth=0,
+                grid[shown], stacked[:, shown].min(axis=0), stacked[:, shown].max(axis=0), step="post", color=colour,
+                alpha=0.1, linewidth=0,
             )  # fmt: skip
-    for name in REFERENCES:
-        known = [one.references[name] for one in scores if name in one.references]
-        if known and name != "prior":
-            axes.axhline(float(np.median(known)), color=MUTED, linewidth=0.9, linestyle=(0, (5, 3)))
-            axes.text(end * 1.01, float(np.median(known)), name, va="center", fontsize=8, color=MUTED)
+    known = {
+        name: float(np.median([one.references[name] for one in scores if name in one.references]))
+        for name in REFERENCES
+        if name != "prior" and any(name in one.references for one in scores)
+    }
+    for error in known.values():
+        axes.axhline(error, color=MUTED, linewidth=0.9, linestyle=(0, (5, 3)))
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    at = spread(list(known.values()), [0.035 * (high - low)] * len(known), low, high)
+    for name, error, y in zip(known, known.values(), at, strict=True):
+        axes.annotate(
+            name, (end, error), (end * 1.03, y), va="center", fontsize=8, color=MUTED, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0},
+        )  # fmt: skip
     axes.set_xlabel("simulations used (micro-equivalents)", color=INK)
     axes.set_ylabel(f"error of the best so far, {scores[0].unit}", color=INK)
     axes.set_xlim(0, end)

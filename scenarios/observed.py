@@ -23,6 +23,7 @@ from .network import RoadNetwork
 
 Kind = Literal["queue", "speed", "count", "lcc"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_MISSING = ["", "NaN", "nan", "NA", "null"]
 _EXPECTED = "columns road, minute and one of queue, speed (m/s) and count, or columns minute and lcc"
 _CAR_SPACE = 4.0  # metres; cars standing closer than that do not exist
 _FASTER_THAN_LIMIT = 1.3  # 95th percentiles: drivers exceed limits, but not by the 3.6 of a wrong unit
@@ -112,13 +113,15 @@ def _read(path: Path) -> pa.Table:
             options = pyarrow.csv.ConvertOptions(
                 column_types={name: pa.string() for name in names},
                 strings_can_be_null=True,
-                null_values=["", "NaN", "nan", "NA", "null"],
+                null_values=_MISSING,
                 quoted_strings_can_be_null=False,
             )
             table = pyarrow.csv.read_csv(path, convert_options=options)
             for i, column in enumerate(table.columns):  # "B1C1, 3, 2.5": after a comma many write a space
                 if pa.types.is_string(column.type):
-                    table = table.set_column(i, table.column_names[i], pc.utf8_trim_whitespace(column))
+                    name, text = table.column_names[i], pc.utf8_trim_whitespace(column)
+                    empty = pc.is_in(text, value_set=pa.array([""] if name == "road" else _MISSING))
+                    table = table.set_column(i, name, pc.if_else(empty, None, text))
     except (pa.ArrowException, OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected {_EXPECTED}") from error
     if not table.num_rows:
