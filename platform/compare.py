@@ -251,8 +251,8 @@ def curves(scores: list[Score]) -> Figure:
         axes.axhline(error, color=MUTED, linewidth=0.9, linestyle=(0, (5, 3)))
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
-    at = spread(list(known.values()), [0.035 * (high - low)] * len(known), low, high)
-    for name, error, y in zip(known, known.values(), at, strict=True):
+    heights = spread(list(known.values()), [0.035 * (high - low)] * len(known), low, high)
+    for name, error, y in zip(known, known.values(), heights, strict=True):
         axes.annotate(
             name, (end, error), (end * 1.03, y), va="center", fontsize=8, color=MUTED, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0},

@@ -232,22 +232,22 @@ class DiffusionModel:
         everybody = z.to(self.device)
         given = torch.from_numpy(np.ascontiguousarray(condition)).to(self.device)
         abar = self.schedule.abar
-        sizes = max(1, BLOCK // math.prod(self.shape)) if self.device.type == "cpu" else len(z)
+        size = max(1, BLOCK // math.prod(self.shape)) if self.device.type == "cpu" else len(z)
         for t in range(int(start.max()), 0, -1):
             rows = (start >= t).nonzero()[:, 0]
             # DDPM's larger variance, exact for N(0, I) data: the smaller would shrink each untrained draw and mutation.
             noise = torch.randn((len(rows), *self.shape), generator=generator) if t > 1 else None
             now, before = float(abar[t]), float(abar[t - 1])
             beta = 1 - now / before
-            for own in torch.arange(len(rows)).split(sizes):
-                block = rows[own].to(self.device)
+            for first in range(0, len(rows), size):
+                block = rows[first : first + size].to(self.device)
                 z = everybody[block]
                 step = torch.full((len(z),), t, device=self.device)
                 eps = self._predict(self.average, z, step, given[block])
                 clean = (z - math.sqrt(1 - now) * eps) / math.sqrt(now)
                 z = (math.sqrt(before) * beta * clean + math.sqrt(1 - beta) * (1 - before) * z) / (1 - now)
                 if noise is not None:
-                    z = z + math.sqrt(beta) * noise[own].to(self.device)
+                    z = z + math.sqrt(beta) * noise[first : first + size].to(self.device)
                 everybody[block] = z
         return everybody.cpu().numpy().astype(np.float32)
 

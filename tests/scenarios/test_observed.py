@@ -54,7 +54,7 @@ def test_parquet_columns_of_other_types(tmp_path: Path, block: RoadNetwork) -> N
 
 
 def test_spaces_after_commas_are_no_part_of_values(block: RoadNetwork, tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("road,minute,queue\nab, 0, 3\n ab ,1 ,2.5\nab,2, \nab,3, NaN\nab,4,\" 4\"\n")
+    (tmp_path / "x.csv").write_text('road,minute,queue\nab, 0, 3\n ab ,1 ,2.5\nab,2, \nab,3, NaN\nab,4," 4"\n')
     values = load_observed(tmp_path / "x.csv", block, 0, 5).values
     np.testing.assert_array_equal(values[block.index["ab"]], [3, 2.5, np.nan, np.nan, 4])
 
