@@ -157,6 +157,21 @@ def test_each_child_may_keep_its_own_share() -> None:
     assert 0 < moved[500:1000].mean() < 0.5 * moved[1000:].mean()
 
 
+@pytest.mark.parametrize("shape", [(4,), (7, 3)])
+def test_blocks_change_nothing(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are denoised at once, each sample gets the same noise and its own condition and step."""
+    trips = None if len(shape) == 1 else _normal(2, shape[0], 5)
+    model = DiffusionModel(shape, 2, DiffusionSettings(width=16, updates=5), trips)
+    parents, condition = _normal(0, 9, *shape), _normal(1, 9, 2)
+    model.train(parents, condition, np.ones(9), 0)
+    kept = np.linspace(0.1, 1.0, 9)
+    at_once = model.sample(condition, 3), model.mutate(parents, condition, kept, 4)
+    monkeypatch.setattr("throng.policies.diffusion.BLOCK", 2 * int(np.prod(shape)))
+    in_blocks = model.sample(condition, 3), model.mutate(parents, condition, kept, 4)
+    for one, other in zip(at_once, in_blocks, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_fresh_draws_in_every_batch_keep_the_prior_in_reach() -> None:
     """With prior_share = 1 the data are ignored: the model must go on sampling N(0, I)."""
     model = DiffusionModel((2,), 2, DiffusionSettings(width=48, updates=150, batch=128, prior_share=1.0))
