@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..policies.diffusion import OUTERMOST
 from ..policies.ensemble_kalman import EnsembleKalman
 from ..scenarios.errors import InputError
 from ..workers.reward import Proposal, RewardClient
@@ -275,7 +276,8 @@ class Search:
             genes = np.stack([p.z if p.code is None else p.code for p in chosen])
             proposal = self.reward.mutate(genes, taus, kept, seed)
             if guide is not None and proposal.code is None:
-                proposal = Proposal(proposal.z + self._towards_observation(guide, chosen))
+                guided = proposal.z + self._towards_observation(guide, chosen)
+                proposal = Proposal(np.clip(guided, -OUTERMOST, OUTERMOST))
         return self._promising(operator, proposal, taus, [p.id for p in chosen], count)
 
     def _towards_observation(self, guide: EnsembleKalman, parents: list[Individual]) -> Array:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .batches import batches
 
 BLOCK = 2**19  # numbers of latents denoised at once on a CPU: more only misses its caches
+OUTERMOST = 8.0  # prior standard deviations: no latent is farther out
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,8 @@ class DiffusionModel:
                 z = everybody[block]
                 step = torch.full((len(z),), t, device=self.device)
                 eps = self._predict(self.average, z, step, given[block])
-                clean = (z - math.sqrt(1 - now) * eps) / math.sqrt(now)
+                # Where the network was never trained it extrapolates, and the chain would run away with it.
+                clean = ((z - math.sqrt(1 - now) * eps) / math.sqrt(now)).clamp(-OUTERMOST, OUTERMOST)
                 z = (math.sqrt(before) * beta * clean + math.sqrt(1 - beta) * (1 - before) * z) / (1 - now)
                 if noise is not None:
                     z = z + math.sqrt(beta) * noise[first : first + size].to(self.device)

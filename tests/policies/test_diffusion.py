@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 from numpy.typing import NDArray
-from throng.policies.diffusion import DiffusionModel, DiffusionSettings, Schedule, TokenDenoiser
+from throng.policies.diffusion import OUTERMOST, DiffusionModel, DiffusionSettings, Schedule, TokenDenoiser
 
 Array = NDArray[np.float32]
 SMALL = DiffusionSettings(width=48, updates=20, batch=64)
@@ -155,6 +155,19 @@ def test_each_child_may_keep_its_own_share() -> None:
     np.testing.assert_array_equal(children[:500], parents[:500])
     moved = np.square(children - parents).mean(axis=1)
     assert 0 < moved[500:1000].mean() < 0.5 * moved[1000:].mean()
+
+
+@pytest.mark.parametrize("shape", [(4,), (7, 3)])
+def test_no_draw_runs_away(shape: tuple[int, ...]) -> None:
+    """A network far from what it was trained on may say anything; latents stay where rewards are finite."""
+    trips = None if len(shape) == 1 else _normal(2, shape[0], 5)
+    model = DiffusionModel(shape, 2, DiffusionSettings(width=16), trips)
+    with torch.no_grad():
+        for parameter in model.average.parameters():
+            parameter += 50 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    parents, condition = _normal(0, 9, *shape), _normal(1, 9, 2)
+    for drawn in (model.sample(condition, 3), model.mutate(parents, condition, 0.5, 4)):
+        assert np.abs(drawn).max() <= OUTERMOST
 
 
 @pytest.mark.parametrize("shape", [(4,), (7, 3)])
