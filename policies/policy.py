@@ -88,8 +88,10 @@ class Navigator:
         """R(s, a) at each vehicle's departure minute, `[vehicles, connections]`."""
         table = rewards.static
         if rewards.queue_weight.any() and queue.any():
-            ahead = queue_feature(queue)[self.network.to]  # [connections, minutes]
-            table = table + rewards.queue_weight[:, None] * ahead.T[np.minimum(minute, queue.shape[1] - 1)]
+            ahead = np.ascontiguousarray(queue_feature(queue)[self.network.to].T)  # [minutes, connections]
+            table = ahead[np.minimum(minute, queue.shape[1] - 1)]
+            table *= rewards.queue_weight[:, None]
+            table += rewards.static
         return table
 
     @property

@@ -132,7 +132,7 @@ def test_what_cannot_be_learnt_is_refused(hand_made: Networks) -> None:
     for discount in (1.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match="discount"):
             _solve(network, fine, discount)
-    for bad in (np.nan, np.inf):
+    for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(ValueError, match="finite"):
             _solve(network, np.array([[0.0, bad]], np.float32), 0.8)
 
