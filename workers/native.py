@@ -1,7 +1,8 @@
 """SUMO's own C++ objects, read from compiled code by member functions that its library exports.
 
 libsumo's getters look each lane up by its name on every call, and build strings and tuples of what they find. What has to be
-asked every second is instead looked up once per simulation, here, and read in compiled loops (`halting`, `entering`).
+asked every second is instead looked up once per simulation, here, and read in compiled loops (`halting`, `delayed`,
+`entering`).
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from numpy.typing import NDArray
 from . import libsumo_binding as sumo
 
 # The mangled name of the first says that strings are libstdc++'s: that fixes how they lie in memory.
-DICTIONARY = "_ZN6MSLane10dictionaryERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"  # MSLane* dictionary(name)
+LANE = "_ZN6MSLane10dictionaryERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"  # MSLane* dictionary(name)
+EDGE = "_ZN6MSEdge10dictionaryERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"  # MSEdge* dictionary(name)
 VEHICLES = "_ZNK6MSLane17getVehiclesSecureEv"  # const std::vector<MSVehicle*>& MSLane::getVehiclesSecure() const
 SPEED = "_ZNK9MSVehicle8getSpeedEv"  # double MSVehicle::getSpeed() const
 NUMBER = "_ZNK13MSBaseVehicle14getNumericalIDEv"  # long MSBaseVehicle::getNumericalID() const
+ON_EDGE = "_ZNK6MSEdge16getVehicleNumberEv"  # int MSEdge::getVehicleNumber() const
+MEAN_SPEED = "_ZNK6MSEdge12getMeanSpeedEv"  # double MSEdge::getMeanSpeed() const
 Addresses = NDArray[np.intp]
 
 
 def functions(*symbols: str) -> tuple[int, ...] | None:
-    """Where these lie in memory; None if the library lacks one of them, or the means to find lanes."""
-    found = [sumo.address(symbol) for symbol in (DICTIONARY, *symbols)]
-    return None if None in found else tuple(address for address in found[1:] if address is not None)
+    """Where these lie in memory; None if the library lacks one of them, or the means to find lanes and roads."""
+    found = [sumo.address(symbol) for symbol in (LANE, EDGE, *symbols)]
+    return None if None in found else tuple(address for address in found[2:] if address is not None)
 
 
 def lanes(names: Sequence[str]) -> Addresses:
@@ -37,13 +41,22 @@ def lanes(names: Sequence[str]) -> Addresses:
     Raises:
         RolloutError: the simulation has no such lane.
     """
+    return _found(LANE, "lane", names)
+
+
+def roads(names: Sequence[str]) -> Addresses:
+    """The same of its roads, `[roads]`."""
+    return _found(EDGE, "road", names)
+
+
+def _found(dictionary: str, what: str, names: Sequence[str]) -> Addresses:
     found = np.empty(len(names), np.intp)
     strings, _text = _strings(names)
-    _find(sumo.address(DICTIONARY), strings.ctypes.data, found)
+    _find(sumo.address(dictionary), strings.ctypes.data, found)
     if not found.all():
         raise sumo.RolloutError(
-            f"SUMO's network has no lane {names[int(np.argmin(found != 0))]!r}: its file changed since it was read; start "
-            "again"
+            f"SUMO's network has no {what} {names[int(np.argmin(found != 0))]!r}: its file changed since it was read; "
+            "start again"
         )
     return found
 
@@ -85,6 +98,7 @@ def _loader() -> Any:
 
 
 pointer_of = _caller(numba.intp, ir.IntType(64))
+int_of = _caller(numba.int32, ir.IntType(32))
 double_of = _caller(numba.float64, ir.DoubleType())
 pointer_at = _loader()
 

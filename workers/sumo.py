@@ -25,6 +25,7 @@ from ..scenarios.macro import Macro, read_edge_data
 from ..scenarios.scenario import Scenario
 from ..scenarios.sumo_xml import elements
 from . import libsumo_binding as sumo
+from .delayed import Delayed
 from .halting import Halting
 from .junction import JunctionControl
 from .libsumo_binding import RolloutError
@@ -159,7 +160,7 @@ class SumoRollout:
     ) -> tuple[Array, tuple[int, int, int, int], int]:
         scenario = self.scenario
         minutes, step = scenario.minutes, sumo.step
-        queues: _Queues = _Delayed(scenario)
+        queues: _Queues = Delayed(scenario.network, longest=scenario.lanes == "max")
         if fidelity == "micro":
             queues = Halting(scenario.network.lane_ids, longest=scenario.lanes == "max")
         queue = np.full((scenario.network.road_count, minutes), np.nan, np.float32)
@@ -207,37 +208,6 @@ class _Queues(Protocol):
 
     def peak(self) -> Array:
         """[roads] the longest queues seen."""
-
-
-class _Delayed:
-    """`n (1 - v / limit)`: the vehicles that would have to stand for the road's mean speed to be what it is.
-
-    The mesoscopic model has no lanes and hardly a vehicle that stands; of its observables this one ranks candidates most
-    nearly as microscopic queues do. Divided by the lanes where a queue is that of the longest lane.
-    """
-
-    def __init__(self, scenario: Scenario) -> None:
-        network = scenario.network
-        self._roads = network.road_ids
-        share = 1.0 / network.lanes if scenario.lanes == "max" else np.ones(len(self._roads))
-        self._slow = (-share / network.speed).astype(np.float32)
-        self._share = share.astype(np.float32)
-        self.forget()
-
-    def forget(self) -> None:
-        self._now = self._peak = np.zeros(len(self._roads), np.float32)
-
-    def look(self) -> None:
-        n = np.fromiter(map(sumo.edge_number, self._roads), np.float32, len(self._roads))
-        v = np.fromiter(map(sumo.edge_speed, self._roads), np.float32, len(self._roads))
-        self._now = np.maximum(n * (self._share + self._slow * v), 0.0)
-        self._peak = np.maximum(self._peak, self._now)
-
-    def now(self) -> Array:
-        return self._now
-
-    def peak(self) -> Array:
-        return self._peak
 
 
 def travel_times(path: Path, scenario: Scenario) -> Array:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from throng.policies.navigation import fastest_routes
 from throng.scenarios.demand import Routes
 from throng.scenarios.scenario import Scenario
-from throng.workers import halting, libsumo_binding, native
+from throng.workers import delayed, halting, libsumo_binding, native
 from throng.workers.sumo import GiveUp, Rollout, RolloutError, RolloutTimeout, SumoRollout
 
 SUMO = str(Path(sumo.SUMO_HOME) / "bin" / "sumo")
@@ -476,6 +476,38 @@ def test_halting_vehicles_are_those_that_sumo_counts(
         assert sum(expected) > 10
 
 
+@pytest.mark.parametrize("longest", [True, False])
+def test_delays_are_those_of_sumos_getters(
+    simulator: SumoRollout, shortest: Routes, longest: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = simulator.scenario.network
+    simulator.files.write_routes(shortest)
+    options = simulator.files.options(1, "meso", False, False)
+    with libsumo_binding.simulation(options, simulator.files.directory / "sumo.log"):
+        assert native.functions(native.ON_EDGE, native.MEAN_SPEED), "the fast way is not there"
+        ways = [delayed.Delayed(network, longest)]
+        monkeypatch.setattr(libsumo_binding, "_library", None)
+        ways.append(delayed.Delayed(network, longest))
+        share = 1 / network.lanes if longest else np.ones(network.road_count)
+        peak = np.zeros(network.road_count)
+        for second in range(240):
+            if second % 60 == 0:
+                peak[:] = 0
+                for queues in ways:
+                    queues.forget()
+            libsumo_binding.step()
+            n = np.array([libsumo.edge.getLastStepVehicleNumber(road) for road in network.road_ids])
+            speed = np.array([libsumo.edge.getLastStepMeanSpeed(road) for road in network.road_ids])
+            expected = np.maximum(n * share * (1 - speed / network.speed), 0)
+            peak = np.maximum(peak, expected)
+            for queues in ways:
+                queues.look()
+                np.testing.assert_allclose(queues.now(), expected, atol=1e-5)
+                np.testing.assert_allclose(queues.peak(), peak, atol=1e-5)
+            np.testing.assert_array_equal(ways[0].now(), ways[1].now())
+        assert expected.sum() > 1
+
+
 @pytest.mark.parametrize("portable", [False, True])
 def test_a_network_that_changed_since_it_was_read(
     town: Scenario, shortest: Routes, portable: bool, monkeypatch: pytest.MonkeyPatch
@@ -487,3 +519,11 @@ def test_a_network_that_changed_since_it_was_read(
     changed = replace(town, network=replace(town.network, lane_ids=tuple(map(tuple, lanes))))
     with SumoRollout(changed) as rollout, pytest.raises(RolloutError, match="gone_0"):
         rollout.run(shortest, 1)
+
+
+def test_a_road_that_went_since_the_network_was_read(town: Scenario, shortest: Routes) -> None:
+    roads = ("gone", *town.network.road_ids[1:])
+    with SumoRollout(town) as rollout:
+        rollout.scenario = replace(town, network=replace(town.network, road_ids=roads))
+        with pytest.raises(RolloutError, match="no road 'gone'"):
+            rollout.run(shortest, 1, "meso")
