@@ -1,7 +1,8 @@
 """Methods side by side on one case, at equal budget: `throng compare`.
 
 Every (truth, seed, method) is an ordinary run below the folder, `truth0-seed1/cma`: it can be reported, evaluated and
-resumed like any other. Floors and nulls are simulated by the first run of a (truth, seed) and taken over by the others.
+resumed like any other. Floors and nulls are simulated by the first run of a (truth, seed) and taken over by the others
+(draws from the prior by those with the same prior).
 """
 
 from __future__ import annotations

@@ -77,8 +77,12 @@ def measure(bench: Workbench, model: PreferenceModel, seeds: int) -> dict[str, R
 
 
 def take_over(store: RunStore, sibling: Path) -> None:
-    """Copies the simulations of what does not depend on the method: observed drivers, floors, shortest and fastest path."""
+    """Copies a run's simulations that do not depend on the method: observed drivers, floors, shortest and fastest path,
+    and, if both decode, learn and route alike, the draws from the prior."""
     names = [name.replace(" ", "-") for name in (SEED_FLOOR, IDENTIFIABILITY, SHORTEST, FASTEST)]
+    own, other = store.config(), RunStore.open(sibling).config()
+    if all(getattr(own, part) == getattr(other, part) for part in ("latent", "learner", "navigation")):
+        names.append("prior")
     for pattern in ("prepare-*", *(f"reference-{name}-*" for name in names)):
         store.journal_copy(sibling, f"{pattern}.npz")
 

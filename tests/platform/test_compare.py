@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -18,6 +19,7 @@ from throng.platform.evolution import Individual
 from throng.platform.experiment import run
 from throng.platform.methods import METHODS, PEERS, chosen
 from throng.platform.proposals import CmaEs, Prior
+from throng.platform.references import take_over
 from throng.platform.store import RunStore
 from throng.scenarios.errors import InputError
 
@@ -115,6 +117,22 @@ def test_what_is_taken_over_is_what_a_run_of_its_own_would_have_simulated(
     alone = json.loads((tmp_path / "alone" / "evaluation.json").read_text())
     beside = json.loads((out / "truth0-seed0" / "astar-q" / "evaluation.json").read_text())
     assert json.dumps(alone["rows"]) == json.dumps(beside["rows"])
+
+
+def test_draws_from_the_prior_are_taken_over_where_they_would_be_the_same(tmp_path: Path) -> None:
+    keys = ("prepare-truth0", "reference-shortest-path-0", "reference-prior-0")
+    taken = {}
+    for name in ("masdiff", "cma", "astar-q", "ldm-imit", "table"):
+        config = load_config(None, [*SMALL, *METHODS[name].settings])
+        with contextlib.closing(RunStore.create(tmp_path / name, config)) as store:
+            if name == "masdiff":
+                for key in keys:
+                    store.journal_put(key, {"x": np.zeros(1)})
+            else:
+                take_over(store, tmp_path / "masdiff")
+                taken[name] = [store.journal_get(key) is not None for key in keys]
+    others = [True, True, False]  # whoever routes, learns or decodes otherwise draws other drivers
+    assert taken == {"cma": [True] * 3, "astar-q": others, "ldm-imit": others, "table": others}
 
 
 def test_finished_runs_are_not_repeated(compared: tuple[Path, list[Score]], monkeypatch: pytest.MonkeyPatch) -> None:
