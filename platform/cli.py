@@ -1,4 +1,4 @@
-"""The command line: `throng run`, `report`, `evaluate`, `scenario …`; `whatif`, `compare`, `validate` are in cli_studies."""
+"""The command line: `throng run`, `report`, `evaluate`, `status`, `scenario …`; others are in cli_studies."""
 
 from __future__ import annotations
 
@@ -89,6 +89,23 @@ def evaluate(
         known = references.measure(bench, model, config.report.reference_seeds)
         evaluate_solution(bench, store, known, Solution.load(solution), seeds, progress)
     _finish(run)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="A run, or a folder with runs anywhere below it.")] = Path("runs"),
+) -> None:
+    """Say how far runs have come: from another shell, while they work or after they stopped."""
+    from .status import EXPLAINED, HEADINGS, cells, runs_below
+    from .status import status as status_of
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
+    for one in runs_below(folder):
+        table.add_row(*cells(status_of(one), folder))
+    console.print(table)
+    console.print(EXPLAINED, style="dim", highlight=False)
 
 
 @scenario_app.command("check")

@@ -109,12 +109,27 @@ class RunStore:
     def _claim(self) -> None:
         lock = (self.directory / "lock").open("a+")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # somebody may only be asking whether it is busy
+                time.sleep(0.1)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(
                 f"{self.directory}: another process is working on this run; choose another --out"
             ) from error
         self._lock = lock
+
+    def busy(self) -> bool:
+        """Whether a process is working on this run now."""
+        try:
+            with (self.directory / "lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def _same_run(self, config: Config, extend: bool) -> None:
         before = self.config().model_dump(mode="json")
