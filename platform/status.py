@@ -27,13 +27,11 @@ class Status:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The folder itself if it holds a run, else all runs below it.
+    """All runs in the folder: itself, if it is one, and those anywhere below it.
 
     Raises:
         InputError: there are none.
     """
-    if (folder / "config.yaml").is_file():
-        return [folder]
     found = sorted(path.parent for path in folder.rglob("config.yaml") if (path.parent / "journal").is_dir())
     if not found:
         raise InputError(f"{folder}: no run here or below; give a folder that `throng run` or `compare` printed")

@@ -14,7 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 128  # vehicles solved side by side: a connection's loops cost as much to enter as 128 lanes to go through
+# Vehicles solved side by side: they share what it costs to enter the loops of a connection; more of them leave the cache.
+BLOCK = 128
 
 
 def value_iteration(

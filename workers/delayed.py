@@ -1,6 +1,6 @@
 """Queues of the mesoscopic model, read off the number and the mean speed of the vehicles on each road.
 
-libsumo's getters take a fifth of a mesoscopic simulation's time; one compiled loop asks SUMO's own roads instead.
+libsumo's getters look every road up by its name; one compiled loop asks SUMO's own roads instead.
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
     found = [path.relative_to(tmp_path).as_posix() for path in runs_below(tmp_path)]
     assert found == ["other", "truth0-seed0/cma", "truth0-seed0/masdiff"]
     assert runs_below(tmp_path / "other") == [tmp_path / "other"]
+    with pytest.raises(InputError, match="no run here or below"):  # whatever its config.yaml is, it is no run's
+        runs_below(tmp_path / "case")
 
 
 def test_times_are_told_in_units_that_fit() -> None:

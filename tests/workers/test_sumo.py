@@ -7,9 +7,10 @@ import os
 import subprocess
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import libsumo
@@ -459,21 +460,30 @@ def test_halting_vehicles_are_those_that_sumo_counts(
         ways = [halting.Halting(lanes, longest)]
         monkeypatch.setattr(libsumo_binding, "_library", None)
         ways.append(halting.Halting(lanes, longest))
-        peak = np.zeros(len(lanes))
-        for second in range(240):
-            if second % 60 == 0:
-                peak[:] = 0
-                for queues in ways:
-                    queues.forget()
-            libsumo_binding.step()
+
+        def counted() -> Array:
             counts = [[libsumo.lane.getLastStepHaltingNumber(lane) for lane in road] for road in lanes]
-            expected = [max(road) if longest else sum(road) for road in counts]
-            peak = np.maximum(peak, expected)
+            return np.array([max(road) if longest else sum(road) for road in counts], np.float32)
+
+        assert _watched(ways, counted, 0.0).sum() > 10
+
+
+def _watched(ways: list[Any], expected: Callable[[], Array], atol: float) -> Array:
+    """Steps through four minutes, in which every way must see what is expected; returns what that was at the end."""
+    for second in range(240):
+        if second % 60 == 0:
+            peak = np.zeros_like(expected())
             for queues in ways:
-                queues.look()
-                np.testing.assert_array_equal(queues.now(), expected)
-                np.testing.assert_array_equal(queues.peak(), peak)
-        assert sum(expected) > 10
+                queues.forget()
+        libsumo_binding.step()
+        now = expected()
+        peak = np.maximum(peak, now)
+        for queues in ways:
+            queues.look()
+            np.testing.assert_allclose(queues.now(), now, rtol=0, atol=atol)
+            np.testing.assert_allclose(queues.peak(), peak, rtol=0, atol=atol)
+        np.testing.assert_array_equal(ways[0].now(), ways[1].now())
+    return now
 
 
 @pytest.mark.parametrize("longest", [True, False])
@@ -489,23 +499,13 @@ def test_delays_are_those_of_sumos_getters(
         monkeypatch.setattr(libsumo_binding, "_library", None)
         ways.append(delayed.Delayed(network, longest))
         share = 1 / network.lanes if longest else np.ones(network.road_count)
-        peak = np.zeros(network.road_count)
-        for second in range(240):
-            if second % 60 == 0:
-                peak[:] = 0
-                for queues in ways:
-                    queues.forget()
-            libsumo_binding.step()
+
+        def counted() -> Array:
             n = np.array([libsumo.edge.getLastStepVehicleNumber(road) for road in network.road_ids])
             speed = np.array([libsumo.edge.getLastStepMeanSpeed(road) for road in network.road_ids])
-            expected = np.maximum(n * share * (1 - speed / network.speed), 0)
-            peak = np.maximum(peak, expected)
-            for queues in ways:
-                queues.look()
-                np.testing.assert_allclose(queues.now(), expected, atol=1e-5)
-                np.testing.assert_allclose(queues.peak(), peak, atol=1e-5)
-            np.testing.assert_array_equal(ways[0].now(), ways[1].now())
-        assert expected.sum() > 1
+            return np.maximum(n * share * (1 - speed / network.speed), 0).astype(np.float32)
+
+        assert _watched(ways, counted, 1e-5).sum() > 1
 
 
 @pytest.mark.parametrize("portable", [False, True])
