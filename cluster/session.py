@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it (it is called so) for the entrypoint of a submitted job
 OBJECT_STORE = 512 * 2**20  # bytes, local sessions: what travels is columnar and small
 
 
@@ -28,11 +29,13 @@ def session(address: str, rollouts: int | None) -> Iterator[int]:
     """Connects to Ray and yields the number of rollout workers there is room for.
 
     Args:
-        address: "local" starts a private Ray in this machine's background (never a cluster left over from before);
-            anything else is an address of a running cluster, as for `ray.init`.
+        address: "local" starts a private Ray in this machine's background (never a cluster left over from before), or is,
+            in a job of a cluster, that cluster; anything else is an address of a running cluster, as for `ray.init`.
         rollouts: wanted workers; None: one for each CPU (of a cluster: but one, for learners and the reward service).
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address == "local" and JOB in os.environ:
+        address = "auto"
     if address == "local":
         workers = rollouts or cpus()
         # One logical CPU more than rollouts: learners and the reward service work in the gaps.

@@ -1,4 +1,4 @@
-"""The command line: `throng run`, `report`, `evaluate`, `status`, `scenario …`; others are in cli_studies."""
+"""The command line: `throng run`, `report`, `evaluate`, `status`, `scenario …`; others are in cli_studies and cli_jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 from typer.exceptions import Abort, TyperException
 
 from ..scenarios.errors import InputError
-from . import cli_studies
+from . import cli_jobs, cli_studies
 from .cli_options import ConfigPath, Overrides, Profile, RunPath, console
 
 app = typer.Typer(
@@ -28,7 +28,8 @@ app = typer.Typer(
 )
 scenario_app = typer.Typer(no_args_is_help=True, help="Look at scenarios before learning from them.")
 app.add_typer(scenario_app, name="scenario")
-for command in (cli_studies.whatif, cli_studies.compare, cli_studies.validate):
+app.add_typer(cli_jobs.job_app, name="job")
+for command in (cli_studies.whatif, cli_studies.compare, cli_studies.validate, cli_jobs.submit):
     app.command()(command)
 INTERRUPTED = 130
 errors = Console(stderr=True)

@@ -217,7 +217,9 @@ class WorkersConfig(Settings):
     rollouts: int | None = Field(
         None, ge=0, description="SUMO workers; default: the CPUs there are; 0: in this process"
     )
-    address: str = Field("local", description="local: start Ray here; auto or ray://…: use a running cluster")
+    address: str = Field(
+        "local", description="local: start Ray here (in a job: its cluster); auto or ray://…: use a running one"
+    )
     deadline: float = Field(600.0, gt=0, description="seconds one simulation may take")
     restarts: int = Field(8, ge=0, description="lost workers that are replaced before the run stops")
 
