@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 LIMIT = 100 * 2**20  # bytes: larger uploads are refused by Ray's job server (HTTP 413), whatever its documentation says
@@ -35,19 +36,36 @@ def connect(address: str | None) -> JobSubmissionClient:
         logging.getLogger(f"ray.{chatty}").setLevel(logging.ERROR)
     where = server(address)
     try:
-        client = JobSubmissionClient(where)
-        client.list_jobs()
+        try:
+            return _client(where, {})
+        except AuthenticationError:  # a process whose RAY_AUTH_MODE is not `token` sends none, even if it is there
+            token = _token()
+            if token is None:
+                raise
+            return _client(where, {"Authorization": f"Bearer {token}"})
     except Exception as error:  # of Ray, requests and aiohttp, in no common class
-        said = str(error).strip().splitlines()
         hint = "`ray start --head` starts one here, --address http://HEAD:8265 names another"
-        if "token" in str(error).lower() or "401" in str(error):
+        if isinstance(error, AuthenticationError):
             hint = (
                 "the cluster wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (or RAY_AUTH_TOKEN)"
             )
-        raise ConnectionError(
-            f"no job server of a Ray cluster at {where}: {said[0] if said else error}; {hint}"
-        ) from error
+        said = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ConnectionError(f"no job server of a Ray cluster at {where}: {said}; {hint}") from error
+
+
+def _client(where: str, headers: dict[str, str]) -> JobSubmissionClient:
+    client = JobSubmissionClient(where, headers=headers)
+    client.list_jobs()
     return client
+
+
+def _token() -> str | None:
+    """Where Ray keeps the token of this user; None: nowhere, or it is not to be used."""
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return None
+    given = os.environ.get("RAY_AUTH_TOKEN")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return given or (path.read_text().strip() if path.is_file() else None)
 
 
 def submit(

@@ -60,7 +60,7 @@ def throng(address: str, tmp_path_factory: pytest.TempPathFactory) -> Throng:
         group = 2 if words[0] == "job" else 1
         line = [*words[:group], "--address", address, *words[group:]]
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-        env |= (TOKEN if token else {"RAY_AUTH_MODE": "disabled"}) | {"COLUMNS": "200"}
+        env |= {"COLUMNS": "200", "RAY_AUTH_TOKEN": TOKEN["RAY_AUTH_TOKEN"]} if token else {"RAY_AUTH_MODE": "disabled"}
         return subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "throng.platform.cli", *line],
             cwd=where, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False,
