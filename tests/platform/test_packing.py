@@ -61,6 +61,11 @@ def test_the_command_runs_from_the_package_alone(case: Path, packed: Callable[..
     """In a shell, as the cluster runs it: with Throng from the wheel, in a folder with a space, without this checkout."""
     package = packed("scenario", "check", str(case))
     home = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    asked = [sys.executable, "-c", "from throng.platform import cli; print(cli.__file__)"]
+    where = subprocess.run(
+        asked, env=home | {"PYTHONPATH": str(package.folder)}, capture_output=True, text=True, check=True
+    )
+    assert where.stdout.strip() == str(package.folder / "throng" / "platform" / "cli.py"), "not the installed one"
     done = subprocess.run(
         package.entrypoint, shell=True, cwd=package.folder, env=home, capture_output=True, text=True, check=False
     )
