@@ -24,6 +24,7 @@ from throng.platform.store import RunStore
 from throng.platform.target import Target
 from throng.platform.workbench import workbench
 from throng.policies.diffusion import DiffusionSettings
+from throng.workers.fleet import Rules
 from throng.workers.pool import Job, LocalPool, Pool, RayPool
 from throng.workers.reward import RewardClient
 from town import SEED, configuration, town
@@ -56,7 +57,7 @@ def ray_workers(quick: bool) -> list[Result]:
     together: list[tuple[float, float]] = []
     pressure = Pressure()
     with session("local", WORKERS):
-        pool = RayPool(problem, "pretrip", DEADLINE, WORKERS)
+        pool = RayPool(problem, "pretrip", Rules(DEADLINE), lambda: WORKERS)
         simulate_all(pool, jobs[: 2 * WORKERS])
         simulate_all(local, jobs[:1])
         for _ in range(rounds):

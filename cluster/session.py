@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Read by Ray when its processes start. Workers at Ray's default niceness of 15 crawl on a busy machine.
@@ -25,29 +25,33 @@ def cpus() -> int:
 
 
 @contextlib.contextmanager
-def session(address: str, rollouts: int | None) -> Iterator[int]:
-    """Connects to Ray and yields the number of rollout workers there is room for.
+def session(address: str, rollouts: int | None) -> Iterator[Callable[[], int]]:
+    """Connects to Ray and yields what tells how many rollout workers there shall be.
 
     Args:
         address: "local" starts a private Ray in this machine's background (never a cluster left over from before), or is,
             in a job of a cluster, that cluster; anything else is an address of a running cluster, as for `ray.init`.
-        rollouts: wanted workers; None: one for each CPU (of a cluster: but one, for learners and the reward service).
+        rollouts: wanted workers; None: one for each CPU (of a cluster: of those that it has when asked, but one, which
+            learners and the reward service have).
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local" and JOB in os.environ:
         address = "auto"
     if address == "local":
-        workers = rollouts or cpus()
+        rollouts = rollouts or cpus()
         # One logical CPU more than rollouts: learners and the reward service work in the gaps.
-        ray.init("local", num_cpus=workers + 1, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
+        ray.init("local", num_cpus=rollouts + 1, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConnectionError(f"no Ray cluster at {address!r}: {error}") from error
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        workers = rollouts or max(1, int(resources.get("CPU", 2)) - 1)
     try:
-        yield workers
+        yield lambda: rollouts or _room()
     finally:
         ray.shutdown()
+
+
+def _room() -> int:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1, int(resources.get("CPU", 2)) - 1)

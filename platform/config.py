@@ -221,7 +221,13 @@ class WorkersConfig(Settings):
         "local", description="local: start Ray here (in a job: its cluster); auto or ray://…: use a running one"
     )
     deadline: float = Field(600.0, gt=0, description="seconds one simulation may take")
-    restarts: int = Field(8, ge=0, description="lost workers that are replaced before the run stops")
+    restarts: int = Field(
+        8, ge=0, description="lost workers that are replaced before the run stops; one more for every 50 simulations"
+    )
+    recycle_after: int | None = Field(None, ge=1, description="simulations after which a worker is replaced as planned")
+    recycle_growth: int | None = Field(
+        1024, ge=1, description="MiB that a worker's memory may grow by before it is replaced as planned"
+    )
 
 
 class ReportConfig(Settings):

@@ -34,7 +34,7 @@ from .proposals import CmaEs, Guided, Prior, Source
 from .references import Reference
 from .search import Search
 from .simulations import Outcome
-from .store import RunStore, write_atomic
+from .store import RunStore
 from .workbench import Workbench, workbench
 
 Array = NDArray[np.float32]
@@ -58,10 +58,10 @@ class Solution:
         """Names the best explanation: its simulations must not be taken for another's."""
         return f"{zlib.crc32(self.z[0].tobytes() + self.tau[0].tobytes()):08x}"
 
-    def save(self, path: Path) -> None:
+    def save(self, store: RunStore) -> None:
         tensors = {"z": self.z, "tau": self.tau, "estimate": self.estimate}
         flat = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
-        write_atomic(path, lambda temporary: temporary.write_bytes(save(flat)))
+        store.write("solution.safetensors", lambda path: path.write_bytes(save(flat)))
 
     @classmethod
     def load(cls, path: Path) -> Solution:
@@ -103,7 +103,7 @@ def opened(
 
 
 def _search(bench: Workbench, store: RunStore, known: dict[str, Reference], progress: Progress) -> Solution:
-    case, path = bench.case, store.directory / "solution.safetensors"
+    case = bench.case
     config, model = case.config, case.problem.preference_model()
     reward = _reward_service(bench, model)
     try:
@@ -128,7 +128,7 @@ def _search(bench: Workbench, store: RunStore, known: dict[str, Reference], prog
         writer.close()
         search.conclude()
         solution = _solution(search)
-        solution.save(path)
+        solution.save(store)
         row = search.best()
         store.write_json(
             "result.json",
@@ -163,12 +163,15 @@ def _reward_service(bench: Workbench, model: PreferenceModel) -> RewardClient | 
         batch=given.batch,
         prior_share=given.prior_share,
     )
-    remote = isinstance(bench.simulations.pool, RayPool)
+    pool = bench.simulations.pool
     search = case.config.search
     kind: ModelName = search.generator
     if search.proposals in ("guided", "proxy"):
         kind = search.proposals
-    return RewardClient(model.shape, trips, settings, bench.seed("diffusion"), remote, kind)
+    given_to = (model.shape, trips, settings, bench.seed("diffusion"))
+    if isinstance(pool, RayPool):
+        return RewardClient(*given_to, remote=True, kind=kind, pulse=pool.pulse)
+    return RewardClient(*given_to, remote=False, kind=kind)
 
 
 def _source(bench: Workbench, model: PreferenceModel, reward: RewardClient | None) -> Source | None:
@@ -290,7 +293,7 @@ def judge(
     if known[refs.PRIOR].quantity_mean is not None:
         arrays["prior"] = known[refs.PRIOR].quantity_mean
     tensors = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in arrays.items()}
-    write_atomic(store.directory / "evaluation.safetensors", lambda path: path.write_bytes(save(tensors)))
+    store.write("evaluation.safetensors", lambda path: path.write_bytes(save(tensors)))
     store.write_json("evaluation.json", result)
     return result
 

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 LINE_EVERY = 10.0  # seconds between plain lines
+PATIENCE = 10.0  # seconds that a worker may wait for resources before it is mentioned
 
 
 class Progress:
@@ -30,6 +31,7 @@ class Progress:
         self._facts = ""
         self._share = 0.0
         self._share_began = 0.0
+        self._waiting: dict[str, tuple[int, float]] = {}
         self._bar: Bar | None = None
         self._task: TaskID | None = None
 
@@ -73,6 +75,11 @@ class Progress:
         self._facts = facts
         self._show()
 
+    def waits(self, name: str, count: int, seconds: float) -> None:
+        """So many workers of a kind have no resources, the first of them for so long."""
+        self._waiting[name] = (count, seconds)
+        self._show()
+
     def note(self, text: str) -> None:
         """A line that stays."""
         self._console.print(text, highlight=False)
@@ -87,6 +94,10 @@ class Progress:
         if self._share > self._share_began and elapsed > 2.0:
             left = elapsed * (1.0 - self._share) / (self._share - self._share_began)
             parts.append(f"{_clock(left)} left")
+        for name, (count, seconds) in self._waiting.items():
+            if count and seconds >= PATIENCE:
+                kind = f"a {name} waits" if count == 1 else f"{count} {name}s wait"
+                parts.append(f"{kind} for resources ({_clock(seconds)})")
         text = " · ".join(parts)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=self._phase, completed=self._share, facts=text)

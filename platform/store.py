@@ -1,6 +1,7 @@
 """The run store: a directory that holds everything a run leaves behind.
 
     config.yaml            the configuration (written once; another configuration is refused)
+    lock, attempt          who writes here: a file lock, and the count of those who did, which fences off the ones before
     manifest.json          what is committed: the last complete generation and its files
     journal/               one file per finished simulation of the generation under way
     ledger/, macro/        Parquet, one file per generation: individuals, and the traffic of each simulation
@@ -12,12 +13,16 @@ Files appear by rename, complete or not at all; the manifest commits them. All o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import re
 import shutil
+import socket
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,24 +41,51 @@ from .config import Config, load_config
 
 Arrays = dict[str, NDArray[Any]]
 FULL = (errno.ENOSPC, errno.EDQUOT)
+PASSING = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT)  # of storage that others share, now and then
+PAUSES = (1.0, 4.0)  # seconds before a write is tried again
 NEEDED = 200 * 2**20  # bytes of free space below which a run is not begun
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under a temporary name and renames it, so that readers see it whole or not at all."""
+    """Writes a file under a temporary name and renames it, so that readers see it whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the storage fails, and that did not pass within seconds.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            _write_once(path, write)
+            return
+        except (OSError, SafetensorError) as error:
+            number = _error_number(error)
+            if number not in (*FULL, *PASSING):
+                raise
+            if pause is None:
+                why, what = ("the disk is full", "Make room") if number in FULL else (str(error), "Mend the storage")
+                raise InputError(
+                    f"{path}: {why}; nothing that was finished is lost. {what} and run the same command again"
+                ) from error
+            time.sleep(pause)
+
+
+def _write_once(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:  # the latter wraps the operating system's in words
-        temporary.unlink(missing_ok=True)
-        if getattr(error, "errno", None) in FULL or f"os error {errno.ENOSPC}" in str(error):
-            raise InputError(
-                f"{path}: the disk is full; nothing that was finished is lost. Make room and run the same command again"
-            ) from error
+    except (OSError, SafetensorError):
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def _error_number(error: Exception) -> int | None:
+    """The operating system's number of an error; safetensors wraps it in words."""
+    number = getattr(error, "errno", None)
+    found = re.search(r"os error (\d+)", str(error))
+    return number if number is not None or found is None else int(found[1])
 
 
 class RunStore:
@@ -62,6 +94,7 @@ class RunStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._lock: IO[str] | None = None
+        self._attempt = ""  # what the file `attempt` says while this process is the one that writes
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
@@ -91,8 +124,9 @@ class RunStore:
         store._claim()
         if path.exists():
             store._same_run(config, extend)
+        store._begin_attempt()
         if not path.exists() or extend:
-            write_atomic(path, lambda temporary: temporary.write_text(config.to_yaml()))
+            store.write("config.yaml", lambda temporary: temporary.write_text(config.to_yaml()))
         return store
 
     @classmethod
@@ -119,6 +153,30 @@ class RunStore:
                 f"{self.directory}: another process is working on this run; choose another --out"
             ) from error
         self._lock = lock
+
+    def _begin_attempt(self) -> None:
+        """From now on this process writes, and nobody who wrote before.
+
+        A machine that is cut off holds a lock that others do not see, and goes on when it is back: no lock of a file system
+        that several machines share can be relied on.
+        """
+        path = self.directory / "attempt"
+        before = int(path.read_text().split()[0]) if path.exists() else 0
+        self._attempt = f"{before + 1} {socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+        write_atomic(path, lambda temporary: temporary.write_text(self._attempt))
+
+    def write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Writes a file of the run, as `write_atomic`.
+
+        Raises:
+            InputError: another process has taken over the run since this one opened it.
+        """
+        if self._attempt and (now := (self.directory / "attempt").read_text()) != self._attempt:
+            number, host, process, _ = now.split()
+            raise InputError(
+                f"{self.directory}: process {process} on {host} has taken over this run (attempt {number}); this one stops"
+            )
+        write_atomic(self.directory / name, write)
 
     def busy(self) -> bool:
         """Whether a process is working on this run now."""
@@ -179,14 +237,14 @@ class RunStore:
             with path.open("wb") as stream:
                 np.savez(stream, allow_pickle=False, **arrays)
 
-        write_atomic(self.directory / "journal" / f"{key}.npz", write)
+        self.write(f"journal/{key}.npz", write)
 
     def journal_copy(self, other: Path, pattern: str) -> None:
         """Takes over entries of another run's journal that this one lacks."""
         for path in sorted((other / "journal").glob(pattern)):
             mine = self.directory / "journal" / path.name
             if not mine.exists():
-                write_atomic(mine, lambda temporary, path=path: shutil.copyfile(path, temporary))  # type: ignore[misc]
+                self.write(f"journal/{path.name}", lambda new, path=path: shutil.copyfile(path, new))  # type: ignore[misc]
 
     # -- generations --------------------------------------------------------------------------------------------------
 
@@ -205,7 +263,7 @@ class RunStore:
         """Makes a generation permanent: ledger rows, traffic by simulation key, checkpoint; then empties its journal."""
         name = f"{generation:04d}"
         table = pa.Table.from_pylist(ledger)
-        write_atomic(self.directory / "ledger" / f"{name}.parquet", lambda path: pq.write_table(table, path))
+        self.write(f"ledger/{name}.parquet", lambda path: pq.write_table(table, path))
         keys = list(macros)
         if keys:
             m, minutes = macros[keys[0]].shape
@@ -214,9 +272,8 @@ class RunStore:
             traffic = pa.table({"key": keys, "queue": column}).replace_schema_metadata(
                 {"roads": str(m), "minutes": str(minutes)}
             )
-            write_atomic(self.directory / "macro" / f"{name}.parquet", lambda path: pq.write_table(traffic, path))
-        checkpoint = self.directory / "checkpoints" / f"{name}.safetensors"
-        write_atomic(checkpoint, lambda path: save_file(dict(tensors), path))
+            self.write(f"macro/{name}.parquet", lambda path: pq.write_table(traffic, path))
+        self.write(f"checkpoints/{name}.safetensors", lambda path: save_file(dict(tensors), path))
         facts = {"generation": generation, "finished": False, "written": time.time(), **facts}
         self.write_json("manifest.json", facts)
         for path in (self.directory / "journal").glob(f"g{name}-*.npz"):
@@ -239,7 +296,7 @@ class RunStore:
 
     def write_json(self, name: str, data: Any) -> None:
         text = json.dumps(data, indent=1, allow_nan=True)
-        write_atomic(self.directory / name, lambda path: path.write_text(text))
+        self.write(name, lambda path: path.write_text(text))
 
     def read_json(self, name: str) -> Any | None:
         path = self.directory / name

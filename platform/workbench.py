@@ -17,6 +17,7 @@ from ..policies.navigation import route_vehicles
 from ..scenarios.demand import Routes
 from ..scenarios.errors import InputError
 from ..scenarios.macro import Macro, critical_threshold, reference_speed
+from ..workers.fleet import Fleet, Rules
 from ..workers.pool import Job, LocalPool, Pool, RayPool
 from .case import Case, Truth, load_case
 from .config import Config
@@ -69,14 +70,14 @@ def workbench(
     with contextlib.ExitStack() as stack:
         if case is None:
             case = load_case(config, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="throng-"))))
-        pool = stack.enter_context(_workers(config, case))
+        pool = stack.enter_context(_workers(config, case, progress))
         simulations = Simulations(pool, store, progress)
         progress.phase("observing")
         yield _prepare(case, simulations)
 
 
 @contextlib.contextmanager
-def _workers(config: Config, case: Case) -> Iterator[Pool]:
+def _workers(config: Config, case: Case, progress: Progress) -> Iterator[Pool]:
     given = config.workers
     replan = config.navigation.replan
     pool: Pool
@@ -87,8 +88,14 @@ def _workers(config: Config, case: Case) -> Iterator[Pool]:
         finally:
             pool.close()
         return
-    with session(given.address, given.rollouts) as rollouts:
-        pool = RayPool(case.problem, replan, given.deadline, rollouts, restarts=given.restarts)
+    growth = None if given.recycle_growth is None else given.recycle_growth << 20
+    rules = Rules(given.deadline, restarts=given.restarts, answers=given.recycle_after, growth=growth)
+
+    def pulse(fleet: Fleet) -> None:
+        progress.waits(fleet.name, *fleet.waiting())
+
+    with session(given.address, given.rollouts) as room:
+        pool = RayPool(case.problem, replan, rules, room, pulse)
         try:
             yield pool
         finally:

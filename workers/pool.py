@@ -7,8 +7,8 @@ them; with `rollouts=0` the same plain classes run in this process, which is wha
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from ..policies.problem import Problem
 from ..policies.screening import road_flows
 from ..scenarios.demand import Routes
-from .fleet import Failure, Fleet
+from .fleet import Failure, Fleet, Rules
 from .junction import JunctionControl
 from .learner import Learner
+from .member import Question
 from .sumo import GiveUp, Rollout, SumoRollout
 from .sumo_files import Fidelity
 
@@ -147,7 +148,18 @@ class _World:
         return ray.get(self.reference)
 
 
-class _LearnerActor:
+class _Actor:
+    """What a fleet asks of every actor."""
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def memory(self) -> int:
+        """Bytes resident."""
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _LearnerActor(_Actor):
     def __init__(self, problem: Problem) -> None:
         torch.set_num_threads(1)
         self._learners = {"": Learner(problem)}
@@ -160,7 +172,7 @@ class _LearnerActor:
         return self._learners[world.name].routes(z, queue)
 
 
-class _RolloutActor:
+class _RolloutActor(_Actor):
     def __init__(self, problem: Problem, replan: Replan, deadline: float) -> None:
         torch.set_num_threads(1)
         self._way = (replan, deadline)
@@ -178,15 +190,30 @@ class _RolloutActor:
         for simulator in self._simulators.values():
             simulator.close()
 
-    def process(self) -> int:
-        return os.getpid()
+
+def _flaw(rollout: Rollout) -> str:
+    """What is wrong with a simulation's result."""
+    counts = (rollout.macro.queue, rollout.macro.count)  # a speed may be unknown: nobody drove there
+    simulated = [one[:, : rollout.minutes] for one in counts if one is not None]
+    return "" if all(np.isfinite(one).all() for one in simulated) else "queues or counts are not finite"
 
 
 class RayPool:
-    """A fleet of learners and a fleet of rollout actors on Ray."""
+    """A fleet of learners and a fleet of rollout actors on Ray.
+
+    Args:
+        rules: of rollouts and learners; the deadline is one simulation's.
+        room: how many rollout actors there shall be, asked before simulations begin.
+        pulse: called several times a second while results are waited for, with the fleet that waits.
+    """
 
     def __init__(
-        self, problem: Problem, replan: Replan, deadline: float, rollouts: int, learners: int = 1, restarts: int = 8
+        self,
+        problem: Problem,
+        replan: Replan,
+        rules: Rules,
+        room: Callable[[], int],
+        pulse: Callable[[Fleet], None] = lambda _: None,
     ) -> None:
         shared = ray.put(problem)  # by the driver, the owner of everything
         rollout_class = ray.remote(_RolloutActor)
@@ -194,16 +221,21 @@ class RayPool:
 
         def rollout() -> Any:
             options = rollout_class.options(num_cpus=1, max_task_retries=0, runtime_env={"env_vars": ALLOCATOR})
-            return options.remote(shared, replan, deadline)
+            return options.remote(shared, replan, rules.deadline)
 
         def learner() -> Any:
-            options = learner_class.options(num_cpus=0.25, max_task_retries=0)
-            return options.remote(shared)
+            return learner_class.options(num_cpus=0.25, max_task_retries=0).remote(shared)
+
+        def alive() -> Question:
+            return "process", ()
 
         self._worlds: dict[str, _World | None] = {"": None}
+        self._room = room
+        self.pulse = pulse
         # A simulation's own deadline comes first; the fleet's is for processes that no longer answer at all.
-        self.rollouts = Fleet(rollout, rollouts, deadline=1.5 * deadline + 60.0, restarts=restarts)
-        self.learners = Fleet(learner, learners, deadline=deadline + 60.0, restarts=restarts)
+        longer = replace(rules, deadline=1.5 * rules.deadline + 60.0)
+        self.rollouts = Fleet("rollout worker", rollout, room(), longer, alive, "close", pulse=pulse)
+        self.learners = Fleet("learner", learner, 1, longer, alive, inbox=self.rollouts.inbox, pulse=pulse)
 
     @property
     def restarts(self) -> int:
@@ -215,9 +247,10 @@ class RayPool:
 
     def simulate(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Rollout | Failure]]:
         """Learns and simulates in a pipeline: a learner works at most a few jobs ahead of the rollouts."""
+        self.rollouts.resize(self._room())
         by_key: dict[str, Job] = {}
 
-        def learnt() -> Iterator[tuple[str, tuple[Job, Any, _World | None]]]:
+        def learnt() -> Iterator[tuple[str, tuple[Job, Any, _World | None]] | None]:
             given: list[Job] = []
 
             def to_learn() -> Iterator[tuple[str, tuple[Array, Array, _World | None]]]:
@@ -228,7 +261,11 @@ class RayPool:
                         by_key[job.key] = job
                         yield job.key, (job.z, job.queue, self._worlds[job.world])
 
-            for key, routes in self.learners.run("routes", to_learn()):
+            for learning in self.learners.run("routes", to_learn(), wait=False):
+                if learning is None:
+                    yield None
+                    continue
+                key, routes = learning
                 if isinstance(routes, Failure):
                     failed.append((str(key), routes))
                 else:
@@ -238,7 +275,7 @@ class RayPool:
                 yield job.key, (job, None, self._worlds[job.world])
 
         failed: list[tuple[str, Failure]] = []
-        for key, result in self.rollouts.run("simulate", learnt()):
+        for key, result in self.rollouts.run("simulate", learnt(), check=_flaw):
             yield str(key), result
         yield from failed
 
@@ -254,5 +291,5 @@ class RayPool:
         return [flow for i in range(len(found)) for flow in found[i]]
 
     def close(self) -> None:
-        self.rollouts.close(farewell="close")
+        self.rollouts.close()
         self.learners.close()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayError, RayTaskError
 
 from ..policies.diffusion import DiffusionModel, DiffusionSettings
 from ..policies.generator import GeneratorModel, GeneratorSettings
 from ..policies.guidance import GuidedModel, ProxyGuidedModel
 from ..policies.traffic_encoder import TrafficEncoder
-from .fleet import TRIES
+from .fleet import Failure, Fleet, Rules
+from .member import Question
 
 Array = NDArray[np.float32]
+RULES = Rules(deadline=600.0)
 CONDITION = 16  # length of the encoded traffic state
 ModelName = Literal["diffusion", "gan", "guided", "proxy"]
 MODELS: dict[str, Callable[..., DiffusionModel | GuidedModel]] = {
@@ -26,6 +27,8 @@ MODELS: dict[str, Callable[..., DiffusionModel | GuidedModel]] = {
     "guided": GuidedModel,
     "proxy": ProxyGuidedModel,
 }
+
+Model = DiffusionModel | GeneratorModel | GuidedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +60,15 @@ class RewardService:
     ) -> None:
         if device == "cpu":
             torch.set_num_threads(1)
-        self._model: DiffusionModel | GeneratorModel | GuidedModel
-        if kind == "gan":
-            same = {name: getattr(settings, name) for name in ("width", "updates", "batch", "prior_share")}
-            self._model = GeneratorModel(shape, CONDITION, GeneratorSettings(**same), trips, seed, device)
-        else:
-            self._model = MODELS[kind](shape, CONDITION, settings, trips, seed, device)
+
+        def untrained() -> Model:
+            if kind == "gan":
+                same = {name: getattr(settings, name) for name in ("width", "updates", "batch", "prior_share")}
+                return GeneratorModel(shape, CONDITION, GeneratorSettings(**same), trips, seed, device)
+            return MODELS[kind](shape, CONDITION, settings, trips, seed, device)
+
+        self._untrained = untrained
+        self._model = untrained()
         self._encoder: TrafficEncoder | None = None
 
     def fit_encoder(self, queues: Array) -> dict[str, torch.Tensor]:
@@ -108,7 +114,11 @@ class RewardService:
         return flat
 
     def load(self, flat: dict[str, torch.Tensor]) -> None:
-        """Restores what `state` returned."""
+        """Restores what `state` returned; nothing: what it was made with."""
+        self._encoder = None
+        if not flat:
+            self._model = self._untrained()
+            return
         if "encoder.mean" in flat:
             parts = (flat["encoder.mean"], flat["encoder.components"])
             self._encoder = TrafficEncoder(*(part.numpy().copy() for part in parts))
@@ -129,44 +139,47 @@ class RewardClient:
         seed: int,
         remote: bool,
         kind: ModelName = "diffusion",
-        deadline: float = 600.0,
+        rules: Rules = RULES,
+        pulse: Callable[[Fleet], None] = lambda _: None,
     ) -> None:
-        self._arguments = (shape, trips, settings, seed, kind)
-        self._remote = remote
-        self._deadline = deadline
         self.tensors: dict[str, torch.Tensor] | None = None  # the state after the last training
-        self.restarts = 0
-        self._service = self._create()
+        self._service: RewardService | None = None
+        self._fleet: Fleet | None = None
+        arguments = (shape, trips, settings, seed, kind)
+        if not remote:
+            self._service = RewardService(*arguments)
+            return
+        service = ray.remote(RewardService).options(num_cpus=0.25, max_task_retries=0)
+        # One at a time, as an answer may depend on what was asked before.
+        rules = replace(rules, in_flight=1)
+        self._fleet = Fleet("reward service", lambda: service.remote(*arguments), 1, rules, self._state, pulse=pulse)
 
-    def _create(self) -> Any:
-        if not self._remote:
-            return RewardService(*self._arguments)
-        return ray.remote(RewardService).options(num_cpus=0.25).remote(*self._arguments)
+    def _state(self) -> Question:
+        return "load", (self.tensors or {},)
+
+    @property
+    def restarts(self) -> int:
+        return 0 if self._fleet is None else self._fleet.restarts
 
     def _ask(self, method: str, *arguments: Any) -> Callable[[], Any]:
-        """Puts a question; what comes back waits for the answer."""
-        if not self._remote:
+        """Puts a question; what comes back waits for the answer.
+
+        Raises:
+            RuntimeError: the service cannot answer it.
+            FleetError: it was lost too often.
+        """
+        if self._fleet is None:
             answer = getattr(self._service, method)(*arguments)
             return lambda: answer
-        asked = getattr(self._service, method).remote(*arguments)
-        return lambda: self._await(asked, method, arguments)
+        answers = self._fleet.run(method, [(method, arguments)], check=_flaw)
 
-    def _await(self, asked: Any, method: str, arguments: tuple[Any, ...]) -> Any:
-        for attempt in range(TRIES):
-            try:
-                return ray.get(asked, timeout=self._deadline)
-            except RayTaskError as error:
-                raise RuntimeError(f"the reward service failed in {method}: {error.cause}") from error
-            except RayError as error:  # lost or hung: the same question to a fresh one in the same state
-                if attempt + 1 == TRIES:
-                    raise RuntimeError(f"the reward service was lost twice in {method}: {error}") from error
-                ray.kill(self._service)
-                self.restarts += 1
-                self._service = self._create()
-                if self.tensors is not None:
-                    ray.get(self._service.load.remote(self.tensors), timeout=self._deadline)
-                asked = getattr(self._service, method).remote(*arguments)
-        raise AssertionError("unreachable")
+        def wait() -> Any:
+            ((_, answer),) = answers
+            if isinstance(answer, Failure):
+                raise RuntimeError(f"the reward service failed in {method}: {answer.error}")
+            return answer
+
+        return wait
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
@@ -192,5 +205,14 @@ class RewardClient:
         return self._ask("mutate", genes, queues, kept, seed)()
 
     def close(self) -> None:
-        if self._remote:
-            ray.kill(self._service)
+        if self._fleet is not None:
+            self._fleet.close()
+
+
+def _flaw(answer: Any) -> str:
+    """What is wrong with an answer: no reward may be made of numbers that are none."""
+    loss, tensors = answer if isinstance(answer, tuple) else (0.0, answer if isinstance(answer, dict) else {})
+    parts = [answer.z, answer.code] if isinstance(answer, Proposal) else [loss]
+    finite = all(np.isfinite(part).all() for part in parts if part is not None)
+    finite = finite and all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+    return "" if finite else "an answer that is not finite"

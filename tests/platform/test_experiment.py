@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from rich.console import Console
 from throng.platform import cli
 from throng.platform.cli import app
@@ -24,7 +26,8 @@ from throng.platform.progress import Progress
 from throng.platform.store import RunStore
 from throng.scenarios.errors import InputError
 from throng.workers.fleet import Failure
-from throng.workers.pool import LocalPool
+from throng.workers.pool import LocalPool, RayPool
+from throng.workers.reward import RewardClient
 
 SMALL = [
     "scenario.town.vehicles=150", "scenario.town.minutes=5", "search.population=6", "search.screen=2",
@@ -115,6 +118,46 @@ def test_ray_gives_the_result_of_one_process(undisturbed: Path, tmp_path: Path) 
     directory = tmp_path / "ray"
     run(small(rollouts=2), directory, resume=False, console=Console(quiet=True))
     same(results(undisturbed), results(directory))
+
+
+def test_a_run_in_which_everything_dies_ends_as_if_nothing_had(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rollout workers, learners and the reward service, killed in turn all the way, some of them amid their work:
+    every simulation is committed once, and the result is the same to the bit."""
+    simulate, train, put = RayPool.simulate, RewardClient.train, RunStore.journal_put
+    results_seen, trainings, committed = itertools.count(), itertools.count(), []
+
+    def disturbed(self: RayPool, jobs):  # type: ignore[no-untyped-def]
+        for key, result in simulate(self, jobs):
+            yield key, result
+            seen = next(results_seen)
+            if seen % 40 == 3:
+                victim = self.rollouts._members[seen % 2]
+                if victim.actor is not None:
+                    ray.kill(victim.actor)
+            if seen % 40 == 23 and self.learners._members[0].actor is not None:
+                ray.kill(self.learners._members[0].actor)
+
+    def trained(self: RewardClient, *given):  # type: ignore[no-untyped-def]
+        finish = train(self, *given)
+        assert self._fleet is not None
+        if next(trainings) % 3 == 0:
+            ray.kill(self._fleet._members[0].actor)
+        return finish
+
+    def noted(self: RunStore, key: str, arrays: dict) -> None:  # type: ignore[type-arg]
+        committed.append(key)
+        put(self, key, arrays)
+
+    monkeypatch.setattr(RayPool, "simulate", disturbed)
+    monkeypatch.setattr(RewardClient, "train", trained)
+    monkeypatch.setattr(RunStore, "journal_put", noted)
+    directory = tmp_path / "disturbed"
+    run(small("workers.restarts=100", rollouts=2), directory, resume=False, console=Console(quiet=True))
+    same(results(undisturbed), results(directory))
+    assert len(committed) == len(set(committed))
+    assert json.loads((directory / "result.json").read_text())["restarts"] >= 5
 
 
 def test_best_so_far_never_gets_worse_in_the_archive(undisturbed: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from throng.platform import store as store_module
 from throng.platform.case import load_case
 from throng.platform.check import check_scenario
 from throng.platform.config import load_config
@@ -166,7 +168,8 @@ def test_a_simulation_that_sumo_refuses_stops_with_its_message(tmp_path: Path, m
         run(config, tmp_path / "run", resume=False, console=Console(quiet=True))
 
 
-def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "PAUSES", (0.0, 0.0))
     path = tmp_path / "manifest.json"
     path.write_text("old")
 
@@ -194,3 +197,41 @@ def test_untrusted_journals_are_not_unpickled(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="damaged"):
         _ = store.journal_get("evil")
     store.close()
+
+
+def test_storage_that_fails_for_a_moment_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network file systems do; what does not pass is named, and what cannot pass is not waited for."""
+    monkeypatch.setattr(store_module, "PAUSES", (0.0, 0.0))
+    path, tries = tmp_path / "ledger", [errno.EIO, errno.ENOSPC]
+
+    def flaky(temporary: Path) -> None:
+        temporary.write_text("whole")
+        if tries:
+            raise OSError(tries.pop(), "for now")
+
+    write_atomic(path, flaky)
+    assert path.read_text() == "whole"
+    tries += [errno.EIO] * 3
+    with pytest.raises(InputError, match=r"ledger: .*for now; nothing that was finished is lost\. Mend the storage"):
+        write_atomic(path, flaky)
+    tries.append(errno.EACCES)
+    with pytest.raises(PermissionError):
+        write_atomic(path, flaky)
+    assert not tries
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_was_followed_writes_no_more(tmp_path: Path) -> None:
+    """A driver cut off from the others comes back after its job was begun again elsewhere: it must not mix with that."""
+    cut_off = RunStore.create(tmp_path, load_config(None))
+    cut_off.journal_put("before", {"x": np.ones(1)})
+    assert cut_off._lock is not None
+    cut_off._lock.close()  # on another machine nobody sees the lock
+    second = RunStore.create(tmp_path, load_config(None))
+    with pytest.raises(InputError, match=rf"process {os.getpid()} on .* has taken over this run \(attempt 2\)"):
+        cut_off.journal_put("late", {"x": np.ones(1)})
+    with pytest.raises(InputError, match="has taken over"):
+        cut_off.write_json("evaluation.json", {})
+    second.journal_put("later", {"x": np.ones(1)})
+    second.close()
+    assert sorted(path.name for path in (tmp_path / "journal").iterdir()) == ["before.npz", "later.npz"]

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import ray
 from throng.workers import fleet as fleet_module
-from throng.workers.fleet import TRIES, Failure, Fleet, FleetError
+from throng.workers import member as member_module
+from throng.workers.fleet import TRIES, Failure, Fleet, FleetError, Rules
 
 pytestmark = pytest.mark.usefixtures("a_ray")
 Call = tuple[str, tuple[str, str, int]]
@@ -51,18 +52,19 @@ def _fake() -> Any:
     return ray.remote(Fake)
 
 
+def _alive() -> tuple[str, tuple[Any, ...]]:
+    return "process", ()
+
+
 @pytest.fixture
 def make_fleet(marks: Path) -> Iterator[Callable[..., Fleet]]:
     made: list[Fleet] = []
     fake = _fake()
 
     def make(size: int = 2, **settings: Any) -> Fleet:
-        fleet = Fleet(
-            lambda: fake.options(num_cpus=0.5, max_task_retries=0).remote(marks),
-            size,
-            deadline=settings.pop("deadline", 300.0),
-            **settings,
-        )
+        create = settings.pop("create", lambda: fake.options(num_cpus=0.5, max_task_retries=0).remote(marks))
+        restore = settings.pop("restore", _alive)
+        fleet = Fleet("worker", create, size, Rules(settings.pop("deadline", 300.0), **settings), restore)
         made.append(fleet)
         return fleet
 
@@ -193,6 +195,8 @@ class _Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     clock = _Clock()
     monkeypatch.setattr(fleet_module, "time", clock)
+    monkeypatch.setattr(member_module, "time", clock)
+    monkeypatch.setattr(member_module, "LONGEST_PAUSE", 0.0)  # it would never end
     return clock
 
 
@@ -256,27 +260,24 @@ def test_a_spent_budget_ends_the_run_and_says_why(make_fleet: Callable[..., Flee
     fates = {f"k{i}": ("exit", 99) for i in range(6)}
     with pytest.raises(FleetError, match=r"3 actors were lost, 2 are allowed") as caught:
         _collect(fleet.run("work", _calls(fates, 6)))
-    assert "k0: Actor" in str(caught.value)
-    assert "k1: Actor" in str(caught.value)
+    for blamed in ("k0, try 1", "k0, try 2", "k1, try 1"):
+        assert f"{blamed}: ActorDiedError: The actor is dead because" in str(caught.value)
 
 
-def test_an_actor_that_cannot_be_made_ends_the_run(marks: Path) -> None:
+def test_an_actor_that_cannot_be_made_ends_the_run(make_fleet: Callable[..., Fleet]) -> None:
     """A broken constructor kills every replacement too."""
 
     class Broken:
         def __init__(self) -> None:
             raise RuntimeError("no network file")
 
-        def work(self) -> int:
+        def process(self) -> int:
             return 1
 
     broken = ray.remote(Broken)
-    fleet = Fleet(lambda: broken.options(num_cpus=0.5).remote(), 1, deadline=300, restarts=1)
-    try:
-        with pytest.raises(FleetError, match="2 actors were lost, 1 are allowed"):
-            list(fleet.run("work", [("a", ()), ("b", ())]))
-    finally:
-        fleet.close()
+    fleet = make_fleet(1, restarts=1, create=lambda: broken.options(num_cpus=0.5).remote())
+    with pytest.raises(FleetError, match=r"2 actors were lost, 1 are allowed \(workers;(.|\n)*no network file"):
+        list(fleet.run("work", [("a", ()), ("b", ())]))
 
 
 def test_a_consumer_that_stops_leaves_the_fleet_usable(make_fleet: Callable[..., Fleet]) -> None:

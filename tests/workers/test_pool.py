@@ -18,7 +18,7 @@ from throng.policies.problem import Problem
 from throng.policies.screening import road_flows
 from throng.scenarios.demand import Routes
 from throng.scenarios.scenario import Scenario
-from throng.workers.fleet import Failure
+from throng.workers.fleet import Failure, Rules
 from throng.workers.learner import Learner
 from throng.workers.pool import ALLOCATOR, Job, LocalPool, RayPool
 from throng.workers.reward import RewardClient
@@ -73,7 +73,7 @@ def expected(problem: Problem, jobs: list[Job]) -> dict[str, Rollout | Failure]:
 
 @pytest.fixture
 def ray_pool(a_ray: None, problem: Problem) -> Iterator[RayPool]:
-    pool = RayPool(problem, "pretrip", DEADLINE, rollouts=2)
+    pool = RayPool(problem, "pretrip", Rules(DEADLINE), lambda: 2)
     yield pool
     pool.close()
 
@@ -190,7 +190,7 @@ def test_junction_routing_is_the_same_on_ray(
     local = LocalPool(problem, "junction", DEADLINE)
     alone = dict(local.simulate(jobs))
     local.close()
-    pool = RayPool(problem, "junction", DEADLINE, rollouts=1)
+    pool = RayPool(problem, "junction", Rules(DEADLINE), lambda: 1)
     try:
         _assert_same(dict(pool.simulate(jobs)), alone)
     finally:
@@ -228,7 +228,8 @@ def _session(client: RewardClient, disturb: Callable[[RewardClient], None]) -> l
 
 
 def _kill(client: RewardClient) -> None:
-    ray.kill(client._service)
+    assert client._fleet is not None
+    ray.kill(client._fleet._members[0].actor)
 
 
 def test_a_lost_reward_service_comes_back_as_it_was(a_ray: None) -> None:
