@@ -13,11 +13,20 @@ def has_process(actor: Any) -> bool:
 
     False where this cannot be asked: through Ray's client (`ray://`).
     """
+    return _address(actor).get("Port", 0) > 0
+
+
+def node_of(actor: Any) -> str | None:
+    """The id of the node that an actor works on; None if it has none."""
+    return _address(actor)["NodeID"] if has_process(actor) else None
+
+
+def _address(actor: Any) -> dict[str, Any]:
     try:
         known = state.actors(actor._actor_id.hex())
     except Exception:  # what the client raises is not specified
-        return False
-    return bool(known) and known["Address"]["Port"] > 0
+        return {}
+    return known["Address"] if known else {}
 
 
 def lost_with_node(error: Exception) -> bool:
