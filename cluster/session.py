@@ -34,6 +34,9 @@ def session(address: str, rollouts: int | None) -> Iterator[Callable[[], int]]:
         rollouts: wanted workers; None: one for each CPU (of a cluster: of those that it has when asked, but one, which
             learners and the reward service have).
     """
+    if ray.is_initialized():  # a trial of a sweep: the session is the sweep's
+        yield lambda: rollouts or _room()
+        return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local" and JOB in os.environ:
         address = "auto"

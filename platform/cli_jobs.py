@@ -171,4 +171,4 @@ def _times(job: JobDetails) -> tuple[str, str]:
 
 
 def _command(job: JobDetails) -> str:
-    return (job.entrypoint or "").rpartition("throng.platform.cli ")[2]
+    return (job.entrypoint or "").rpartition("throng.tune.cli ")[2]

@@ -277,19 +277,24 @@ def load_config(path: Path | None, overrides: list[str] | None = None, profile: 
     if profile not in PROFILES:
         raise InputError(f"--profile {profile}: no such profile; known: {', '.join(PROFILES)}")
     defaults = PROFILES[profile]
-    data: dict[str, Any] = {} if defaults is None else _read(defaults)
+    data: dict[str, Any] = {} if defaults is None else read_yaml(defaults)
     if path is not None:
-        data = _over(data, {"name": re.sub(r"[^\w.-]", "-", path.stem), **_read(path)})
+        data = _over(data, {"name": re.sub(r"[^\w.-]", "-", path.stem), **read_yaml(path)})
     for override in overrides or []:
         _apply(data, override)
     source = str(path) if path is not None else "configuration"
     try:
         return Config.model_validate(data, context={"base": path.parent if path else Path()})
     except ValidationError as error:
-        raise InputError(_explain(source, error)) from error
+        raise InputError(explain(source, error)) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
     try:
         loaded = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -329,12 +334,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
     data[last] = value
 
 
-def _explain(source: str, error: ValidationError) -> str:
+def explain(source: str, error: ValidationError, model: type[Settings] | None = None) -> str:
+    """Says what is wrong in a file of the `model` (None: a configuration), an error a line."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            names = _names(problem["loc"][:-1])
+            names = _names(model or Config, problem["loc"][:-1])
             close = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names)}"
             lines.append(f"{source}: unknown key {where!r}; {hint}")
@@ -345,8 +351,7 @@ def _explain(source: str, error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def _names(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = Config
+def _names(model: Any, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         field = model.model_fields.get(part)
         if field is None:

@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,17 +68,25 @@ class Solution:
         return cls(**{name: value.numpy() for name, value in load_file(path).items()})
 
 
-def run(config: Config, directory: Path, resume: bool, console: Console, sibling: Path | None = None) -> RunStore:
+def run(
+    config: Config,
+    directory: Path,
+    resume: bool,
+    console: Console,
+    sibling: Path | None = None,
+    heard: Callable[[dict[str, float]], None] = lambda _: None,
+) -> RunStore:
     """Runs the search to its end (or on from where it stopped) and evaluates the result; returns the store, closed.
 
-    `sibling` is a run of another method on the same case, truth and seed, whose floors and nulls are taken over.
+    `sibling` is a run of another method on the same case, truth and seed, whose floors and nulls are taken over. `heard` is
+    told of every generation when it has been committed, and of the last one when a run goes on: a row of its history.
 
     Raises:
         InputError: bad inputs or a directory in use, before any simulation.
         FleetError: more workers were lost than the configuration allows.
     """
     with opened(config, directory, resume, console, sibling) as (bench, store, known, progress):
-        solution = _search(bench, store, known, progress)
+        solution = _search(bench, store, known, progress, heard)
         evaluate(bench, store, known, solution, config.report.seeds, progress)
     return store
 
@@ -102,7 +110,13 @@ def opened(
             store.close()
 
 
-def _search(bench: Workbench, store: RunStore, known: dict[str, Reference], progress: Progress) -> Solution:
+def _search(
+    bench: Workbench,
+    store: RunStore,
+    known: dict[str, Reference],
+    progress: Progress,
+    heard: Callable[[dict[str, float]], None],
+) -> Solution:
     case = bench.case
     config, model = case.config, case.problem.preference_model()
     reward = _reward_service(bench, model)
@@ -116,6 +130,7 @@ def _search(bench: Workbench, store: RunStore, known: dict[str, Reference], prog
         facts = store.manifest()
         if facts["generation"] >= 0:
             load_search(search, store.checkpoint(), facts)
+            heard(search.state.history[-1])
         progress.phase("searching", share=search.ladder.spent / config.search.budget)
         writer = SummaryWriter(str(store.directory))
         while not search.finished:
@@ -125,6 +140,7 @@ def _search(bench: Workbench, store: RunStore, known: dict[str, Reference], prog
                 if math.isfinite(value):
                     writer.add_scalar(name, value, search.state.generation)
             writer.flush()
+            heard(search.state.history[-1])
         writer.close()
         search.conclude()
         solution = _solution(search)

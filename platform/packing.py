@@ -24,6 +24,7 @@ import yaml
 
 from ..cluster.jobs import LIMIT
 from ..scenarios.errors import InputError
+from .config import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 INPUTS = "inputs"  # folder of the package with what the command names
@@ -62,7 +63,7 @@ def pack(arguments: list[str], workdir: Path, folder: Path, python: str = "pytho
     home = shlex.quote(str(workdir))
     entrypoint = (
         f"mkdir -p {home}/{place} && cp -r {INPUTS}/. {home}/{place}/ && code=$PWD && cd {home} && "
-        f'PYTHONPATH="$code" exec {shlex.quote(python)} -m throng.platform.cli {shlex.join(words)}'
+        f'PYTHONPATH="$code" exec {shlex.quote(python)} -m throng.tune.cli {shlex.join(words)}'
     )
     return Package(folder, digest, entrypoint)
 
@@ -87,15 +88,19 @@ def _named(argument: str) -> list[Path]:
         return []
     if path.suffix not in CONFIGURATION:
         return [path]
-    data = _read(path)
-    return [path, *(source for group, key in PATHS for source in _sources(path, data, group, key))]
+    data = read_yaml(path)
+    nested = _named(str(case)) if (case := _case(path, data)) else []
+    return [path, *nested, *(source for group, key in PATHS for source in _sources(path, data, group, key))]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
+def _case(path: Path, data: dict[str, Any]) -> Path | None:
+    """The configuration that a sweep names."""
+    if "case" not in data or "space" not in data:
+        return None
+    case = path.parent / str(data["case"])
+    if not case.is_file():
+        raise InputError(f"{path}: case: {case} is not there")
+    return case
 
 
 def _sources(path: Path, data: dict[str, Any], group: str, key: str) -> list[Path]:
@@ -108,19 +113,23 @@ def _sources(path: Path, data: dict[str, Any], group: str, key: str) -> list[Pat
     return sources
 
 
-def _sent(argument: str, inputs: Path) -> str | Path:
-    """The argument, or the file in the package that takes the place of one it names."""
+def _sent(argument: str, inputs: Path, prefix: str = "") -> str | Path:
+    """The argument, or the file in the package that takes the place of one it names; a configuration's name is prefixed."""
     path = Path(argument)
     if not path.is_file():
         return argument
     if path.suffix not in CONFIGURATION:
         return _copied(path, inputs)
-    data = _read(path)
+    data = read_yaml(path)
+    if case := _case(path, data):
+        sent = _sent(str(case), inputs, "case-")
+        assert isinstance(sent, Path)
+        data["case"] = sent.name
     for group, key in PATHS:
         copies = [str(_copied(source, inputs).relative_to(inputs)) for source in _sources(path, data, group, key)]
         if copies:
             data[group][key] = copies[0] if isinstance(data[group][key], str) else copies
-    copy = inputs / path.name
+    copy = inputs / f"{prefix}{path.name}"
     copy.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     return copy
 

@@ -105,7 +105,10 @@ class Progress:
             self._last_line = now
             percent = f"{100 * self._share:3.0f} % · " if self._share else ""
             self._console.print(
-                f"[{_clock(now - self._began)}] {self._phase} · {percent}{text}", highlight=False, markup=False
+                f"[{_clock(now - self._began)}] {self._phase} · {percent}{text}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
 
 

@@ -56,6 +56,20 @@ def test_a_configuration_brings_its_files(case: Path, packed: Callable[..., Pack
     assert package.entrypoint.endswith(f"run runs/inputs-{package.digest}/my.yaml --set seed=5")
 
 
+def test_a_sweep_brings_its_case(case: Path, packed: Callable[..., Package], tmp_path: Path) -> None:
+    """And that one its files; both configurations may have one name."""
+    spec = tmp_path / "my.yaml"
+    spec.write_text(yaml.safe_dump({"case": "cases/my.yaml", "space": {"seed": [1, 2]}}))
+    package = packed("sweep", str(spec))
+    sent = yaml.safe_load((package.folder / INPUTS / "my.yaml").read_text())
+    inner = yaml.safe_load((package.folder / INPUTS / sent["case"]).read_text())
+    assert sent["space"] == {"seed": [1, 2]}
+    assert (package.folder / INPUTS / inner["scenario"]["net"]).read_text() == "net/a.net.xml"
+    spec.write_text(yaml.safe_dump({"case": "cases/no.yaml", "space": {"seed": [1, 2]}}))
+    with pytest.raises(InputError, match=r"my\.yaml: case: .*no\.yaml is not there"):
+        packed("sweep", str(spec))
+
+
 @pytest.mark.parametrize("packed", [True], indirect=True)
 def test_the_command_runs_from_the_package_alone(case: Path, packed: Callable[..., Package], tmp_path: Path) -> None:
     """In a shell, as the cluster runs it: with Throng from the wheel, in a folder with a space, without this checkout."""

@@ -1,0 +1,136 @@
+"""A sweep in small: interrupted, gone on with, stopped early, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from throng.platform.config import load_config
+from throng.scenarios.errors import InputError
+from throng.tune.results import cells, headings, parallel, ranked, write
+from throng.tune.spec import Spec
+from throng.tune.sweep import Plan, Trial, save_best, sweep
+
+SMALL = [
+    "scenario.town.vehicles=80", "scenario.town.minutes=3", "search.screen=1", "search.elites=1", "search.budget=16",
+    "search.generations=3", "diffusion.updates=5", "diffusion.width=16", "report.seeds=2", "report.reference_seeds=2",
+]  # fmt: skip
+SWEEP = f"""
+set: {json.dumps(SMALL)}
+space:
+  navigation.lambda_metres: [100, 400, 1600]
+  search.population: [3, 4]
+search: grid
+samples: 4
+concurrent: 2
+"""
+
+
+def _trials(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("trials/*/outcome.json"))}
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """Ctrl-C in the middle; then the same command does what is missing, ranks all, and hands over the best."""
+    (tmp_path / "small.yaml").write_text(SWEEP)
+    out = tmp_path / "out"
+    command = [sys.executable, "-W", "ignore", "-m", "throng.tune.cli", "sweep", "small.yaml", "--out", str(out)]
+    settings: dict[str, Any] = {"cwd": tmp_path, "text": True, "env": os.environ | {"COLUMNS": "200"}}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, **settings,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        while process.poll() is None and not _trials(out):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 130, (tmp_path / "log").read_text()
+    assert "the same command goes on" in (tmp_path / "log").read_text()
+    known = _trials(out)
+    assert known
+    assert len(known) < 4
+    finished = subprocess.run(command, capture_output=True, check=False, **settings)
+    assert finished.returncode == 0, finished.stderr
+    outcomes = _trials(out)
+    assert len(outcomes) == 4
+    assert {name: outcomes[name] for name in known} == known, "what had ended was done again"
+    assert len({json.dumps(one["point"]) for one in outcomes.values()}) == 4
+    done = [one for one in outcomes.values() if one["state"] == "finished"]
+    best = min(done, key=lambda one: one["error"])
+    assert "trial" in finished.stdout
+    config = load_config(out / "best.yaml")
+    assert config.navigation.lambda_metres == best["point"]["navigation.lambda_metres"]
+    assert config.search.population == best["point"]["search.population"]
+    assert config.scenario.town is not None
+    assert config.scenario.town.vehicles == 80
+    assert (out / "small.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{best['error']:.3f}" in (out / "small.md").read_text()
+
+
+def test_another_sweep_is_refused_and_a_longer_one_is_not(tmp_path: Path) -> None:
+    spec = Spec.model_validate({"space": {"search.population": [4, 8]}, "samples": 2})
+    Plan.open(spec, tmp_path / "sweep")
+    Plan.open(spec.model_copy(update={"samples": 9, "concurrent": 1}), tmp_path / "sweep")
+    other = Spec.model_validate({"space": {"search.population": [4, 9]}})
+    with pytest.raises(InputError, match="holds another sweep: space differ; choose another --out"):
+        Plan.open(other, tmp_path / "sweep")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("important")
+    with pytest.raises(InputError, match="not a sweep of Throng"):
+        Plan.open(spec, tmp_path / "thesis")
+
+
+def test_a_sweep_of_which_nothing_works_says_why(tmp_path: Path) -> None:
+    """The scenario's own fault shows in the first simulation only."""
+    spec = Spec.model_validate(
+        {
+            "set": [*SMALL, 'scenario.options=["--nonsense", "1"]'],
+            "space": {"search.population": [3]},
+            "search": "grid",
+            "concurrent": 1,
+        }
+    )
+    with pytest.raises(InputError, match=r"no trial has finished, the first with: .*nonsense"):
+        sweep(spec, tmp_path / "sweep", "local", Console(quiet=True))
+
+
+def _plan(folder: Path) -> Plan:
+    space = {"navigation.lambda_metres": {"low": 100, "high": 1600, "scale": "log"}, "search.reuse": [True, False]}
+    plan = Plan.open(Spec.model_validate({"space": space}), folder)
+    outcomes = [
+        ("finished", 0.9, 0.01),
+        ("stopped", 0.7, None),
+        ("finished", 0.8, 0.02),
+        ("failed", float("inf"), None),
+    ]
+    for number, (state, error, sd) in enumerate(outcomes):
+        point = {"navigation.lambda_metres": 100 * 2**number, "search.reuse": number % 2 == 0}
+        plan.trials.append(Trial(number, point, state, error, sd, 10.0 * number))  # type: ignore[arg-type]
+    return plan
+
+
+def test_only_finished_trials_are_the_best(tmp_path: Path) -> None:
+    """A stopped trial's error is an estimate that was not checked on fresh seeds."""
+    plan = _plan(tmp_path)
+    assert [trial.number for trial in ranked(plan)] == [2, 0, 1, 3]
+    assert load_config(save_best(plan)).navigation.lambda_metres == 400
+    table = [dict(zip(headings(plan.spec), cells(trial, plan.spec), strict=True)) for trial in ranked(plan)]
+    assert [row["error"] for row in table] == ["0.800", "0.900", "0.700", "–"]
+    path = write(plan, "throng sweep x.yaml")
+    assert len(json.loads(path.with_suffix(".json").read_text())["trials"]) == 4
+
+
+def test_the_picture_shows_every_trial_that_has_an_error(tmp_path: Path) -> None:
+    (axes,) = parallel(_plan(tmp_path)).axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
+    assert len(lines) == 3
+    assert max(line.get_linewidth() for line in lines) == lines[-1].get_linewidth(), "the best is on top"
+    assert list(lines[-1].get_ydata()) == pytest.approx([0.5, 0.0, 0.5])  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""What searches: sweeps over whole experiments."""
