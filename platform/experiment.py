@@ -140,6 +140,7 @@ def _search(
                 if math.isfinite(value):
                     writer.add_scalar(name, value, search.state.generation)
             writer.flush()
+            bench.simulations.telemetry.generation(search.state.history[-1])
             heard(search.state.history[-1])
         writer.close()
         search.conclude()

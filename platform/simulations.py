@@ -17,6 +17,7 @@ from ..workers.pool import Job, Pool
 from ..workers.sumo import Rollout
 from .progress import Progress
 from .store import Arrays, RunStore
+from .telemetry import Telemetry
 
 Array = NDArray[np.float32]
 
@@ -42,8 +43,11 @@ class Outcome:
 class Simulations:
     """A pool with a journal and a progress display."""
 
-    def __init__(self, pool: Pool, store: RunStore | None, progress: Progress) -> None:
+    def __init__(
+        self, pool: Pool, store: RunStore | None, progress: Progress, telemetry: Telemetry | None = None
+    ) -> None:
         self.pool = pool
+        self.telemetry = telemetry or Telemetry("")
         self._store = store
         self._progress = progress
 
@@ -52,15 +56,16 @@ class Simulations:
         return dict(self.stream(jobs))
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Outcome]]:
-        fresh: list[Job] = []
+        fresh: dict[str, Job] = {}
         for job in jobs:
             recorded = None if self._store is None else self._store.journal_get(job.key)
             if recorded is None:
-                fresh.append(job)
+                fresh[job.key] = job
             else:
                 yield job.key, _from_arrays(recorded)
-        for key, result in self.pool.simulate(fresh):
+        for key, result in self.pool.simulate(fresh.values()):
             outcome = _outcome(result)
+            self.telemetry.simulated(fresh[key], outcome.sumo_seconds, outcome.error)
             if self._store is not None and outcome.macro is not None:
                 self._store.journal_put(key, _to_arrays(outcome))
             self._progress.simulated()

@@ -7,6 +7,7 @@
     ledger/, macro/        Parquet, one file per generation: individuals, and the traffic of each simulation
     checkpoints/           safetensors and JSON, one per generation
     references.json, evaluation.json, report.html, figures/, events.* (TensorBoard)
+    log.jsonl              what happened when: simulations, generations, lost workers; a line of JSON each
 
 Files appear by rename, complete or not at all; the manifest commits them. All of it is data: nothing is unpickled.
 """
@@ -164,6 +165,11 @@ class RunStore:
         before = int(path.read_text().split()[0]) if path.exists() else 0
         self._attempt = f"{before + 1} {socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
         write_atomic(path, lambda temporary: temporary.write_text(self._attempt))
+
+    @property
+    def attempt(self) -> int:
+        """How many processes have written here, this one included; 0 in one that reads only."""
+        return int(self._attempt.split()[0]) if self._attempt else 0
 
     def write(self, name: str, write: Callable[[Path], object]) -> None:
         """Writes a file of the run, as `write_atomic`.

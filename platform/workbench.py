@@ -26,6 +26,7 @@ from .seeds import child_seed
 from .simulations import Outcome, Simulations
 from .store import RunStore
 from .target import Target
+from .telemetry import Telemetry, recorded
 
 Array = NDArray[np.float32]
 HABITS = 2  # rounds in which the hidden drivers learn what traffic to expect
@@ -70,14 +71,17 @@ def workbench(
     with contextlib.ExitStack() as stack:
         if case is None:
             case = load_case(config, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="throng-"))))
-        pool = stack.enter_context(_workers(config, case, progress))
-        simulations = Simulations(pool, store, progress)
+        telemetry = Telemetry("" if store is None else str(store.directory))
+        if store is not None:
+            stack.enter_context(recorded(store, progress))
+        pool = stack.enter_context(_workers(config, case, progress, telemetry))
+        simulations = Simulations(pool, store, progress, telemetry)
         progress.phase("observing")
         yield _prepare(case, simulations)
 
 
 @contextlib.contextmanager
-def _workers(config: Config, case: Case, progress: Progress) -> Iterator[Pool]:
+def _workers(config: Config, case: Case, progress: Progress, telemetry: Telemetry) -> Iterator[Pool]:
     given = config.workers
     replan = config.navigation.replan
     pool: Pool
@@ -93,6 +97,7 @@ def _workers(config: Config, case: Case, progress: Progress) -> Iterator[Pool]:
 
     def pulse(fleet: Fleet) -> None:
         progress.waits(fleet.name, *fleet.waiting())
+        telemetry.metrics.fleet(fleet)
 
     with session(given.address, given.rollouts) as room:
         pool = RayPool(case.problem, replan, rules, room, pulse)

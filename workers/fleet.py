@@ -149,6 +149,16 @@ class Fleet:
         since = [m.since for m in self._members if m.state is State.RESTORING and m.actor is not None and not m.placed]
         return len(since), max((now - one for one in since), default=0.0)
 
+    def states(self) -> dict[State, int]:
+        """How many actors are in each state."""
+        states = [member.state for member in self._members]
+        return {state: states.count(state) for state in State}
+
+    @property
+    def pending(self) -> int:
+        """Calls that actors work on or have queued."""
+        return sum(len(member.pending) for member in self._members)
+
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def run(
@@ -306,7 +316,8 @@ class Fleet:
         if member.memory is None:
             member.memory = memory
         elif self.rules.growth is not None and memory - member.memory > self.rules.growth:
-            log.info("%s %d: its memory grew by %d MiB", self.name, member.number, (memory - member.memory) >> 20)
+            facts = {"event": "leak", "fleet": self.name, "seat": member.number, "bytes": memory - member.memory}
+            log.info("%s %d leaks", self.name, member.number, extra={"facts": facts})
             self._retire(member, replace=True)
 
     def _raised(self, member: Member, reference: Any, reason: str, told: str) -> None:
@@ -396,7 +407,10 @@ class Fleet:
         if culprit is not None:
             culprit.tries += 1
         self._note(culprit.key if culprit else "", culprit.tries if culprit else 0, reason)
-        log.warning("%s %d was lost: %s", self.name, member.number, self._errors[-1])
+        facts = {"event": "lost", "fleet": self.name, "seat": member.number, "reason": reason}
+        if culprit is not None:
+            facts |= {"key": str(culprit.key), "try": culprit.tries}
+        log.warning("%s %d was lost: %s", self.name, member.number, self._errors[-1], extra={"facts": facts})
         if culprit is not None and culprit.tries >= TRIES and self._run is not None:
             self._run.answers.append((culprit.key, Failure(reason)))
             calls.remove(culprit)
