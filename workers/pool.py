@@ -25,6 +25,7 @@ from .fleet import Failure, Fleet, Rules
 from .junction import JunctionControl
 from .learner import Learner
 from .member import Question
+from .placement import LEARNER, ROLLOUT
 from .sumo import GiveUp, Rollout, SumoRollout
 from .sumo_files import Fidelity
 
@@ -220,11 +221,11 @@ class RayPool:
         learner_class = ray.remote(_LearnerActor)
 
         def rollout() -> Any:
-            options = rollout_class.options(num_cpus=1, max_task_retries=0, runtime_env={"env_vars": ALLOCATOR})
+            options = rollout_class.options(**ROLLOUT, runtime_env={"env_vars": ALLOCATOR})
             return options.remote(shared, replan, rules.deadline)
 
         def learner() -> Any:
-            return learner_class.options(num_cpus=0.25, max_task_retries=0).remote(shared)
+            return learner_class.options(**LEARNER).remote(shared)
 
         def alive() -> Question:
             return "process", ()

@@ -17,6 +17,7 @@ from ..policies.guidance import GuidedModel, ProxyGuidedModel
 from ..policies.traffic_encoder import TrafficEncoder
 from .fleet import Failure, Fleet, Rules
 from .member import Question
+from .placement import REWARD
 
 Array = NDArray[np.float32]
 RULES = Rules(deadline=600.0)
@@ -149,7 +150,7 @@ class RewardClient:
         if not remote:
             self._service = RewardService(*arguments)
             return
-        service = ray.remote(RewardService).options(num_cpus=0.25, max_task_retries=0)
+        service = ray.remote(RewardService).options(**REWARD)
         # One at a time, as an answer may depend on what was asked before.
         rules = replace(rules, in_flight=1)
         self._fleet = Fleet("reward service", lambda: service.remote(*arguments), 1, rules, self._state, pulse=pulse)
