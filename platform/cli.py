@@ -109,6 +109,31 @@ def status(
     console.print(EXPLAINED, style="dim", highlight=False)
 
 
+@app.command()
+def plan(
+    config: ConfigPath = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Launch file of a cluster (cluster/launch/) [default: this machine].")
+    ] = None,
+    overrides: Overrides = None,
+    profile: Profile = "fast",
+) -> None:
+    """Say what a run would need: simulations, core-hours, memory, nodes over time; from rates measured here in seconds."""
+    from .config import load_config
+    from .plan import HEADINGS
+    from .plan import plan as plan_run
+
+    rows, sums = plan_run(load_config(config, overrides, profile), cluster)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for i, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for label, value in sums:
+        console.print(f"{label}: {value}", highlight=False, soft_wrap=True)
+
+
 @scenario_app.command("check")
 def check(config: ConfigPath = None, overrides: Overrides = None, profile: Profile = "fast") -> None:
     """Load a scenario, simulate it, and say whether it can be learnt from."""

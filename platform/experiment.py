@@ -168,11 +168,24 @@ def _search(
 def _reward_service(bench: Workbench, model: PreferenceModel) -> RewardClient | None:
     """The generator of candidates; None where nothing is learnt."""
     case = bench.case
-    given = case.config.diffusion
     if case.config.search.proposals in ("random", "cma"):
         return None
     trips = case.problem.trips() if len(model.shape) == 2 else None
-    settings = DiffusionSettings(
+    pool = bench.simulations.pool
+    search = case.config.search
+    kind: ModelName = search.generator
+    if search.proposals in ("guided", "proxy"):
+        kind = search.proposals
+    given_to = (model.shape, trips, diffusion_settings(case.config), bench.seed("diffusion"))
+    if isinstance(pool, RayPool):
+        return RewardClient(*given_to, remote=True, kind=kind, pulse=pool.pulse)
+    return RewardClient(*given_to, remote=False, kind=kind)
+
+
+def diffusion_settings(config: Config) -> DiffusionSettings:
+    """The sizes of the model that the reward service holds."""
+    given = config.diffusion
+    return DiffusionSettings(
         steps=given.steps,
         width=given.width,
         learning_rate=given.learning_rate,
@@ -180,15 +193,6 @@ def _reward_service(bench: Workbench, model: PreferenceModel) -> RewardClient | 
         batch=given.batch,
         prior_share=given.prior_share,
     )
-    pool = bench.simulations.pool
-    search = case.config.search
-    kind: ModelName = search.generator
-    if search.proposals in ("guided", "proxy"):
-        kind = search.proposals
-    given_to = (model.shape, trips, settings, bench.seed("diffusion"))
-    if isinstance(pool, RayPool):
-        return RewardClient(*given_to, remote=True, kind=kind, pulse=pool.pulse)
-    return RewardClient(*given_to, remote=False, kind=kind)
 
 
 def _source(bench: Workbench, model: PreferenceModel, reward: RewardClient | None) -> Source | None:

@@ -238,10 +238,10 @@ def _until(true: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.long) for name in ("gcp", "azure", "kuberay-job")]
+SLOW = [pytest.param(name, marks=pytest.mark.long) for name in ("gcp", "azure", *KUBERNETES)]
 
 
-@pytest.mark.parametrize("name", ["aws", "kuberay-cluster", *SLOW])
+@pytest.mark.parametrize("name", ["aws", *SLOW])
 def test_a_cluster_grows_with_its_work_and_shrinks_without(
     name: str, autoscaled: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
