@@ -160,6 +160,30 @@ def test_a_run_in_which_everything_dies_ends_as_if_nothing_had(
     assert json.loads((directory / "result.json").read_text())["restarts"] >= 5
 
 
+@pytest.mark.long
+def test_it_still_learns_while_one_rollout_in_a_hundred_crashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The town with half of the default budget comes at least two fifths of the way to the noise floor."""
+    simulate, rng = RayPool.simulate, np.random.default_rng(0)
+    crashes = itertools.count()
+
+    def crashing(self: RayPool, jobs):  # type: ignore[no-untyped-def]
+        for key, result in simulate(self, jobs):
+            yield key, result
+            victim = self.rollouts._members[int(rng.integers(len(self.rollouts)))]
+            if rng.random() < 0.01 and victim.actor is not None:
+                next(crashes)
+                ray.kill(victim.actor)
+
+    monkeypatch.setattr(RayPool, "simulate", crashing)
+    run(load_config(None, ["workers.rollouts=2", "search.budget=32"]), tmp_path, False, Console(quiet=True))
+    result, evaluation = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("result", "evaluation"))
+    assert next(crashes) >= 1
+    assert result["restarts"] >= 1
+    assert evaluation["rows"][0]["gap"] < 0.6, "of the way from the prior, 1, to the seed floor, 0"
+
+
 def test_best_so_far_never_gets_worse_in_the_archive(undisturbed: Path) -> None:
     rows = RunStore.open(undisturbed).ledger().to_pylist()
     best = [min(r["estimate"] for r in rows if r["generation"] <= g) for g in range(max(r["generation"] for r in rows))]
