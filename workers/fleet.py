@@ -38,6 +38,7 @@ ERRORS = 3  # of an actor in a row, until a fresh one takes its place
 EARNED = 50  # answers that allow one more replacement
 LOOK_EVERY = 20  # answers between two looks at an actor's memory
 TEND_EVERY = 0.25  # seconds
+FAREWELL = 5.0  # seconds that an actor may tidy up
 LONGEST_REASON = 200  # characters of an error
 MEMORY = "memory"  # the method of actors that a fleet asks for the bytes they have resident
 log = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ class Fleet:
                 self._dispatch(run)
                 if run.answers:
                     yield run.answers.popleft()
-                elif run.exhausted and not run.again and not any(member.pending for member in self._members):
+                elif run.exhausted and not run.again and not self._busy():
                     return
                 elif wait:
                     self._hear(TEND_EVERY)
@@ -205,6 +206,10 @@ class Fleet:
                 self._run = None
                 for member in self._members:  # the caller stopped listening
                     member.pending.clear()
+
+    def _busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return any(not call.own for member in self._members for call in member.pending.values())
 
     def _dispatch(self, run: _Run) -> None:
         """Asks as many calls as there is room for, one by one of each actor."""
@@ -349,7 +354,9 @@ class Fleet:
                 elif now >= member.due:
                     member.begin()
                 continue
-            if member.state is State.RETIRED and not member.pending:
+            if member.state is State.RETIRED and (
+                not member.pending or (member.parted and now - member.since > FAREWELL)
+            ):
                 self._end(member)
                 continue
             if member.state is State.RESTORING:
@@ -377,7 +384,7 @@ class Fleet:
             self._end(member)
 
     def _end(self, member: Member) -> None:
-        if self._farewell and member.actor is not None and not member.parted:
+        if self._farewell and member.placed and not member.parted:
             member.parted = True
             member.ask(Call(self._farewell, (self._farewell, ()), own=True))
             return
@@ -438,7 +445,7 @@ class Fleet:
         if self._farewell:
             asked = [getattr(m.actor, self._farewell).remote() for m in self._members if m.state is State.HEALTHY]
             if asked:
-                ray.wait(asked, num_returns=len(asked), timeout=5.0)
+                ray.wait(asked, num_returns=len(asked), timeout=FAREWELL)
         for member in self._members:
             member.vacate()
         self._members.clear()

@@ -95,6 +95,8 @@ def _fake() -> Any:
 
         def part(self) -> None:
             (self.folder / f"parted.{os.getpid()}").touch()
+            if (self.folder / "clings").exists():
+                time.sleep(3600)
 
     return ray.remote(Fake)
 
@@ -217,6 +219,16 @@ def test_an_actor_is_exchanged_after_its_answers(make_fleet: MakeFleet, marks: P
     assert len(list(marks.glob("parted.*"))) >= len(counts) - 2
 
 
+def test_nobody_waits_for_who_does_not_part(make_fleet: MakeFleet, marks: Path) -> None:
+    """It hangs when it should tidy up: the run ends without it, and its seat is taken before the next."""
+    (marks / "clings").touch()
+    fleet = make_fleet(2, answers=2)
+    began = time.monotonic()
+    assert len(_all(fleet, "pid", *[()] * 4)) == 4
+    assert len(_all(fleet, "pid", *[()] * 4)) == 4
+    assert time.monotonic() - began < fleet.rules.deadline
+
+
 def test_an_actor_that_leaks_is_exchanged(make_fleet: MakeFleet) -> None:
     """What it has after its first twenty answers is what it needs; what comes on top is a leak."""
     fleet = make_fleet(growth=64 << 20, restarts=0)
@@ -268,6 +280,21 @@ def test_a_fleet_goes_on_while_some_wait_for_room(make_fleet: MakeFleet) -> None
     _until(fleet, lambda: fleet.waiting()[0] == 0 and len(_healthy(fleet)) == 3)
     assert len(fleet) == 3
     assert fleet.restarts == 0
+
+
+def test_a_fleet_shrinks_by_who_is_not_there(make_fleet: MakeFleet) -> None:
+    """One that waits for room and one that was lost and pauses: they go at once, those at work stay."""
+    fleet = make_fleet(4, cpus=1.0)
+    _until(fleet, lambda: len(_healthy(fleet)) == 3)
+    (waiting,) = (member for member in fleet._members if member.state is not State.HEALTHY)
+    pausing = _healthy(fleet)[0]
+    pausing.losses = 5
+    fleet._lost(pausing, RuntimeError("gone"))
+    working = _healthy(fleet)
+    assert (waiting.placed, pausing.actor) == (False, None)
+    fleet.resize(2)
+    assert fleet._members == working
+    assert len(_all(fleet, "pid", *[()] * 6)) == 6
 
 
 def test_a_fleet_grows_and_shrinks(make_fleet: MakeFleet) -> None:
