@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ def session(address: str, rollouts: int | None) -> Iterator[Callable[[], int]]:
     try:
         yield lambda: rollouts or _room()
     finally:
+        gc.collect()  # Ray numbers actors alike in each session: a handle that outlived its own would end one of the next
         ray.shutdown()
 
 

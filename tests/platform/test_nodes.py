@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -64,6 +65,7 @@ def cluster() -> Iterator[Cluster]:
             made.add_node(num_cpus=2)
         yield made
     finally:
+        gc.collect()
         ray.shutdown()
         made.shutdown()
 
@@ -110,6 +112,7 @@ def test_nodes_may_die_under_a_run(
     assert _result(directory) == _result(undisturbed)
 
 
+@pytest.mark.long
 def test_a_killed_driver_is_followed_by_the_same_command(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     """SIGKILL: its actors end with it, and what had been committed is not done again."""
     directory = tmp_path / "run"

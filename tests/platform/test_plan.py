@@ -18,13 +18,12 @@ RATES = Rates(2.0, 0.25, 0.05, 0.1, 1.0, memory=600 << 20, message=100_000, prob
 TOWN = load_config(None)
 
 
-@pytest.mark.parametrize("proposals", ["evolution", "random"])
-def test_the_counts_are_those_of_a_run(tmp_path: Path, proposals: str) -> None:
+def test_the_counts_are_those_of_a_run(tmp_path: Path) -> None:
     """Simulations by phase, from the journal's keys and the result, of a run that its budget alone ended."""
     sets = [
         "scenario={town: {vehicles: 80, minutes: 3}}", "search.population=6", "search.screen=1", "search.elites=2",
         "search.budget=30", "search.patience=100", "diffusion.updates=3", "diffusion.width=16", "report.seeds=2",
-        "report.reference_seeds=2", "workers.rollouts=0", f"search.proposals={proposals}",
+        "report.reference_seeds=2", "workers.rollouts=0",
     ]  # fmt: skip
     config = load_config(None, sets)
     run(config, tmp_path, resume=False, console=Console(quiet=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import socket
@@ -43,6 +44,7 @@ def metrics() -> Iterator[str]:
         object_store_memory=200 * 2**20, _metrics_export_port=port,
     )  # fmt: skip
     yield f"http://127.0.0.1:{port}/metrics"
+    gc.collect()
     ray.shutdown()
 
 

@@ -338,7 +338,7 @@ def test_unfinished_older_and_half_exported_runs_are_refused(finished: Path, tmp
         what_if(tmp_path, edits, None, 2, 2, QUIET)
     directory = copied(finished, tmp_path)
     other = Solution.load(directory / "solution.safetensors")
-    Solution(other.z[1:], other.tau[1:], other.estimate[1:]).save(directory / "solution.safetensors")
+    Solution(other.z[1:], other.tau[1:], other.estimate[1:]).save(RunStore.open(directory))
     with pytest.raises(InputError, match="of an earlier result of this run; `throng report"):
         what_if(directory, edits, None, 2, 2, QUIET)
     (directory / ENSEMBLE_FILE).unlink()

@@ -65,9 +65,11 @@ def make_few() -> Callable[[Scenario, int, int], Scenario]:
     return make
 
 
-@pytest.fixture(scope="session")
-def a_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray of our own with three logical CPUs."""
+@pytest.fixture(scope="module")
+def a_ray() -> Iterator[None]:
+    """A Ray of our own with three logical CPUs; of one file, as the next one may need another."""
+    import gc
+
     import ray
 
     ray.init(
@@ -79,6 +81,7 @@ def a_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         logging_level="ERROR",
     )
     yield
+    gc.collect()  # a handle that outlives its Ray ends the actor of the same number in the next
     ray.shutdown()
 
 

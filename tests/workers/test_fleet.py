@@ -19,6 +19,7 @@ import ray
 from throng.workers import fleet as fleet_module
 from throng.workers import member as member_module
 from throng.workers.fleet import TRIES, Failure, Fleet, FleetError, Rules
+from throng.workers.member import State
 
 pytestmark = pytest.mark.usefixtures("a_ray")
 Call = tuple[str, tuple[str, str, int]]
@@ -244,6 +245,8 @@ def test_a_call_that_always_hangs_is_reported(make_fleet: Callable[..., Fleet], 
 def test_a_consumer_may_take_its_time(make_fleet: Callable[..., Fleet], clock: _Clock) -> None:
     """Training between two results can take longer than any call: answers that wait are not answers that fail."""
     fleet = make_fleet(2, deadline=1.0)
+    while any(member.state is not State.HEALTHY for member in fleet._members):
+        fleet._hear(0.1)
     found = {}
     for key, value in fleet.run("work", _calls({}, 12)):
         found[key] = value
