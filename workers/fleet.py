@@ -212,8 +212,10 @@ class Fleet:
         return any(not call.own for member in self._members for call in member.pending.values())
 
     def _dispatch(self, run: _Run) -> None:
-        """Asks as many calls as there is room for, one by one of each actor."""
-        while self._open:
+        """Asks as many calls as there is room for, one by one of each actor; answers not yet taken take room, too."""
+        room = self.rules.in_flight * len(self._members) - self.pending - len(run.answers)
+        while self._open and room > 0:
+            room -= 1
             alone = bool(run.again) and run.again[0].alone
             member = next((one for one in self._open if not (alone and one.pending)), None)
             call = None if member is None else self._next_call(run)

@@ -48,19 +48,19 @@ def metrics() -> Iterator[str]:
     ray.shutdown()
 
 
-def _scraped(address: str, wanted: str) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Throng's samples by name, with their labels, as soon as one is `wanted`; Ray sends them on every ten seconds."""
+def _scraped(address: str, simulations: int) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Throng's samples by name, with their labels, once all simulations are told; Ray sends them every ten seconds."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
         with urllib.request.urlopen(address, timeout=30) as answer:
             text = answer.read().decode()
-        if wanted in text:
-            found: dict[str, list[tuple[dict[str, str], float]]] = {}
-            for name, labels, value in re.findall(r"^(ray_throng_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
-                found.setdefault(name, []).append((dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)))
+        found: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for name, labels, value in re.findall(r"^(ray_throng_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+            found.setdefault(name, []).append((dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)))
+        if sum(value for _, value in found.get("ray_throng_simulations_total", [])) >= simulations:
             return found
         time.sleep(1.0)
-    raise AssertionError(f"{wanted} was never served")
+    raise AssertionError(f"{simulations} simulations were never told")
 
 
 def test_a_run_is_told_as_it_was(metrics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_run_is_told_as_it_was(metrics: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(RayPool, "simulate", disturbed)
     directory = tmp_path / "told"
     run(load_config(None, SMALL), directory, resume=False, console=Console(quiet=True))
-    found = _scraped(metrics, "ray_throng_generation")
+    found = _scraped(metrics, len(seen))
     done = found["ray_throng_simulations_total"]
     assert all(labels["run"] == str(directory) for samples in found.values() for labels, _ in samples)
     assert sum(value for _, value in done) == len(seen)
