@@ -16,6 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: one thread, as in the workers
 
+import fleet
 import learning
 import rollouts
 import scale
@@ -34,6 +35,7 @@ GROUPS: dict[str, Callable[[bool], list[Result]]] = {
     "iql": learning.iql_training,
     "routing": learning.routing,
     "ray": search.ray_workers,
+    "workers": fleet.workers,
     "generation": search.generation,
     "search": search.mesoscopic_search,
     "memory": scale.memory,

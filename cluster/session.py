@@ -26,37 +26,34 @@ def cpus() -> int:
 
 
 @contextlib.contextmanager
-def session(address: str, rollouts: int | None) -> Iterator[Callable[[], int]]:
-    """Connects to Ray and yields what tells how many rollout workers there shall be.
+def session(address: str, local_cpus: int) -> Iterator[Callable[[], int]]:
+    """Connects to Ray and yields what tells how many CPUs it has when asked: clusters grow and shrink.
 
     Args:
         address: "local" starts a private Ray in this machine's background (never a cluster left over from before), or is,
             in a job of a cluster, that cluster; anything else is an address of a running cluster, as for `ray.init`.
-        rollouts: wanted workers; None: one for each CPU (of a cluster: of those that it has when asked, but one, which
-            learners and the reward service have).
+        local_cpus: logical CPUs of a private Ray. Actors that mostly wait for others make it more than the machine has.
     """
     if ray.is_initialized():  # a trial of a sweep: the session is the sweep's
-        yield lambda: rollouts or _room()
+        yield _cpus
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local" and JOB in os.environ:
         address = "auto"
     if address == "local":
-        rollouts = rollouts or cpus()
-        # One logical CPU more than rollouts: learners and the reward service work in the gaps.
-        ray.init("local", num_cpus=rollouts + 1, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
+        ray.init("local", num_cpus=local_cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConnectionError(f"no Ray cluster at {address!r}: {error}") from error
     try:
-        yield lambda: rollouts or _room()
+        yield _cpus
     finally:
         gc.collect()  # Ray numbers actors alike in each session: a handle that outlived its own would end one of the next
         ray.shutdown()
 
 
-def _room() -> int:
+def _cpus() -> int:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(1, int(resources.get("CPU", 2)) - 1)
+    return int(resources.get("CPU", 0))

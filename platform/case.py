@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.features import FEATURES, fit_scaler, static_features
-from ..policies.learners import LearnerSettings, make_learner
+from ..policies.learners import LearnerSettings
 from ..policies.policy import Navigation, Navigator
 from ..policies.preferences import HierarchicalPreferences, Rewards, od_groups, rewards_of_weights
 from ..policies.problem import LatentSettings, Problem
@@ -91,7 +91,6 @@ def load_case(config: Config, directory: Path) -> Case:
         _navigation(config.navigation),
         _learner(config.learner),
     )
-    make_learner(problem.learner, loaded.network)  # says now if its device is not here
     _require_choice(problem)
     return Case(config, problem, observed, loaded.published)
 

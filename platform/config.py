@@ -23,6 +23,7 @@ from pydantic import (
 
 from ..scenarios.errors import InputError
 
+Device = Literal["cpu", "cuda"]
 Rung = Literal["meso", "quiet", "micro"]
 # Defaults that a case stands on; those of `fast` are in the models below.
 PROFILES = {"fast": None, "paper": Path(__file__).parent.parent / "configs" / "masdiff_paper.yaml"}
@@ -102,7 +103,7 @@ class LearnerConfig(Settings):
     updates: int = Field(600, ge=1, description="dqn, iql: gradient steps; more of them for a discount above 0.9")
     learning_rate: float = Field(0.02, gt=0, description="dqn, iql: at first; it falls linearly to zero")
     expectile: float = Field(0.995, ge=0.5, lt=1, description="iql: towards 1, V becomes the maximum over actions")
-    device: str = Field("cpu", description="dqn, iql: cpu, cuda or cuda:N")
+    device: Device = Field("cpu", description="dqn, iql: cpu or cuda; Ray gives each learner its share of the GPUs")
 
 
 class TargetConfig(Settings):
@@ -209,6 +210,7 @@ class DiffusionConfig(Settings):
     updates: int = Field(100, ge=1, description="gradient steps per training")
     batch: int = Field(128, ge=2)
     prior_share: float = Field(0.1, ge=0, le=1, description="fresh N(0, I) in each batch")
+    device: Device = Field("cpu", description="cpu or cuda")
 
 
 class WorkersConfig(Settings):
@@ -217,6 +219,12 @@ class WorkersConfig(Settings):
     rollouts: int | None = Field(
         None, ge=0, description="SUMO workers; default: the CPUs there are; 0: in this process"
     )
+    learners: int | None = Field(
+        None,
+        ge=1,
+        description="learners; default: one for every 16 workers, which is enough for vi; dqn and iql want more",
+    )
+    memory: int = Field(512, ge=1, description="MiB that Ray reserves for each SUMO worker")
     address: str = Field(
         "local", description="local: start Ray here (in a job: its cluster); auto or ray://…: use a running one"
     )

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +173,15 @@ def _reward_service(bench: Workbench, model: PreferenceModel) -> RewardClient | 
         return None
     trips = case.problem.trips() if len(model.shape) == 2 else None
     pool = bench.simulations.pool
-    search = case.config.search
+    search, device = case.config.search, case.config.diffusion.device
     kind: ModelName = search.generator
     if search.proposals in ("guided", "proxy"):
         kind = search.proposals
     given_to = (model.shape, trips, diffusion_settings(case.config), bench.seed("diffusion"))
     if isinstance(pool, RayPool):
-        return RewardClient(*given_to, remote=True, kind=kind, pulse=pool.pulse)
-    return RewardClient(*given_to, remote=False, kind=kind)
+        options = partial(pool.reservation.options, device)
+        return RewardClient(*given_to, remote=True, kind=kind, device=device, options=options, pulse=pool.pulse)
+    return RewardClient(*given_to, remote=False, kind=kind, device=device)
 
 
 def diffusion_settings(config: Config) -> DiffusionSettings:

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import ray
+import torch
 from numpy.typing import NDArray
 
-from ..cluster.session import session
+from ..cluster.session import cpus, session
 from ..policies.navigation import route_vehicles
 from ..scenarios.demand import Routes
 from ..scenarios.errors import InputError
 from ..scenarios.macro import Macro, critical_threshold, reference_speed
 from ..workers.fleet import Fleet, Rules
+from ..workers.placement import cpus_for, rollouts_on
 from ..workers.pool import Job, LocalPool, Pool, RayPool
 from .case import Case, Truth, load_case
 from .config import Config
@@ -86,6 +88,7 @@ def _workers(config: Config, case: Case, progress: Progress, telemetry: Telemetr
     replan = config.navigation.replan
     pool: Pool
     if given.rollouts == 0:
+        _require_gpu(config, torch.cuda.is_available())
         pool = LocalPool(case.problem, replan, given.deadline)
         try:
             yield pool
@@ -99,13 +102,31 @@ def _workers(config: Config, case: Case, progress: Progress, telemetry: Telemetr
         progress.waits(fleet.name, *fleet.waiting())
         telemetry.metrics.fleet(fleet)
 
-    with session(given.address, given.rollouts) as room:
-        pool = RayPool(case.problem, replan, rules, room, pulse)
+    local = cpus_for(given.rollouts or cpus(), given.learners)
+    with session(given.address, local) as there:
+
+        def room() -> int:
+            return given.rollouts or rollouts_on(there(), given.learners)
+
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        _require_gpu(config, given.address != "local" or resources.get("GPU", 0.0) > 0.0)  # a cluster may bring one
+        pool = RayPool(case.problem, replan, rules, room, given.learners, config.diffusion.device, given.memory, pulse)
         try:
             yield pool
         finally:
             if ray.is_initialized():
                 pool.close()
+
+
+def _require_gpu(config: Config, there: bool) -> None:
+    """Refuses devices that are not there.
+
+    Raises:
+        InputError: naming the key.
+    """
+    for key in ("learner", "diffusion"):
+        if getattr(config, key).device == "cuda" and not there:
+            raise InputError(f"{key}.device: 'cuda' cannot be used here: no GPU is found on this machine; choose cpu")
 
 
 def observation_seed(config: Config) -> int:

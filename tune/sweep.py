@@ -32,11 +32,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from ..cluster.session import session
+from ..cluster.session import cpus, session
 from ..platform.experiment import run
 from ..platform.progress import Progress
 from ..platform.store import RunStore, write_atomic
 from ..scenarios.errors import InputError
+from ..workers.placement import cpus_for
 from .choice import Choice, choice
 from .spec import Point, Spec
 
@@ -218,8 +219,13 @@ def sweep(spec: Spec, folder: Path, address: str, console: Console) -> Plan:
     plan = Plan.open(spec, folder)
     corners = [spec.config(point) for point in spec.corners()]
     workers = max(config.workers.rollouts or 0 for config in corners)
-    with session(address, spec.concurrent if workers == 0 else None) as room, Progress(console) as progress:
-        concurrent = spec.concurrent or max(1, room() if workers == 0 else int(room() // (workers + 1)))
+    # A trial's own process mostly waits for its workers.
+    each = 1.0
+    if workers:
+        each = DRIVER + max(cpus_for(c.workers.rollouts, c.workers.learners) for c in corners if c.workers.rollouts)
+    local = math.ceil(each * (spec.concurrent or max(1, cpus() // max(1, workers))))
+    with session(address, local) as there, Progress(console) as progress:
+        concurrent = spec.concurrent or max(1, int(there() // each))
         progress.phase("sweeping")
         searcher = _Chosen(plan, progress)
         resources = {"CPU": 1.0 if workers == 0 else DRIVER}

@@ -13,7 +13,7 @@ order they finish, keyed, each once: what an actor says that has been given up i
 | an actor cannot be reached | it gets no calls until it answers; if it does not, as above |
 | its node dies or is taken away | as above, but nobody is blamed and no budget is charged |
 | it has answered enough calls, or its memory grew | it finishes what it has, and a fresh one takes its place |
-| no resources for an actor | it is waited for; the others go on |
+| no resources for an actor | it is waited for, and asked for anew now and then; the others go on |
 | replacements exceed the budget | `FleetError` with the last errors: something is wrong with the job, not with a machine |
 """
 
@@ -31,6 +31,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from .member import Call, Event, Member, Question, State
+from .placement import PATIENCE
 from .ray_internals import lost_with_node
 
 TRIES = 2  # of one call
@@ -61,6 +62,7 @@ class Rules:
 
     deadline: float  # seconds a call may take
     start: float = 120.0  # seconds an actor with resources may take to start, or to answer when it is suspected
+    patience: float = PATIENCE  # seconds an actor may wait for resources before it is asked for anew, maybe elsewhere
     restarts: int = 8  # lost actors that are replaced; one more for every 50 answers
     in_flight: int = 2  # calls queued per actor, so that an actor never waits for the driver
     answers: int | None = None  # after so many an actor is replaced as planned
@@ -74,6 +76,7 @@ class _Run:
     source: Iterator[tuple[Hashable, tuple[Any, ...]] | None]
     method: str
     check: Callable[[Any], str]
+    lent: bool
     again: deque[Call] = field(default_factory=deque)  # to be tried again
     answers: deque[tuple[Hashable, Any]] = field(default_factory=deque)
     exhausted: bool = False
@@ -168,6 +171,7 @@ class Fleet:
         calls: Iterable[tuple[Hashable, tuple[Any, ...]] | None],
         check: Callable[[Any], str] = lambda _: "",
         wait: bool = True,
+        lent: bool = False,
     ) -> Iterator[tuple[Hashable, Any]]:
         """Yields `(key, result or Failure)` in completion order; the first calls are asked at once.
 
@@ -177,11 +181,13 @@ class Fleet:
                 None says that there is none yet.
             check: what is wrong with a result; such a one counts as an error.
             wait: for answers; otherwise yields `None` when there is none yet.
+            lent: the method answers in two parts (`ray.method(num_returns=2)`); only the first, which is checked, comes here,
+                and the reference of the second is yielded in place of a result: for others to fetch, if it is still there.
         """
         for member in self._members:  # a run that nobody listened to until its end
             member.pending.clear()
         self._open = OrderedDict.fromkeys(m for m in self._members if m.state is State.HEALTHY)
-        run = self._run = _Run(iter(calls), method, check)
+        run = self._run = _Run(iter(calls), method, check, lent)
         self._hear(0.0)
         self._dispatch(run)
         return self._answers(run, wait)
@@ -213,6 +219,8 @@ class Fleet:
 
     def _dispatch(self, run: _Run) -> None:
         """Asks as many calls as there is room for, one by one of each actor; answers not yet taken take room, too."""
+        if not self._open:
+            return
         room = self.rules.in_flight * len(self._members) - self.pending - len(run.answers)
         while self._open and room > 0:
             room -= 1
@@ -241,7 +249,7 @@ class Fleet:
         except StopIteration:
             run.exhausted = True
             return None
-        return None if drawn is None else Call(drawn[0], (run.method, drawn[1]))
+        return None if drawn is None else Call(drawn[0], (run.method, drawn[1]), lent=run.lent)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -307,7 +315,7 @@ class Fleet:
                 self._raised(member, reference, wrong, wrong)
                 return
             member.settle(reference)
-            run.answers.append((call.key, result))
+            run.answers.append((call.key, call.part if call.lent else result))
             self._answered += 1
             member.answers += 1
             member.errors = member.losses = 0
@@ -363,6 +371,11 @@ class Fleet:
                 continue
             if member.state is State.RESTORING:
                 member.look()
+                if not member.placed and now - member.begun > self.rules.patience:
+                    since = member.since
+                    member.vacate()
+                    member.begin()
+                    member.since = since
             elif member.state is State.SUSPECT and member.probe is None:
                 since = member.since
                 member.check()

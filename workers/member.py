@@ -36,6 +36,8 @@ class Call:
     tries: int = 0
     alone: bool = False  # was lost with an actor: from then on it has an actor to itself
     own: bool = False  # the fleet's own question: nobody waits for it
+    lent: bool = False  # its method answers in two parts: the second stays in the object store
+    part: Any = None  # of a lent answer: the reference of that part
 
 
 class Member:
@@ -66,6 +68,7 @@ class Member:
         self.pending: dict[Any, Call] = {}  # by object reference, oldest first
         self.probe: Any = None  # the reference of what it was asked to be restored
         self.since = 0.0  # when the oldest question became the oldest, or its state changed
+        self.begun = 0.0  # when the actor was asked for
         self.placed = False  # whether the actor has resources and a process
         self.due = 0.0  # when a lost actor is to be followed by another
         self.losses = 0  # of actors, without an answer between them
@@ -75,6 +78,7 @@ class Member:
 
     def begin(self) -> None:
         """Starts an actor; it is restored first."""
+        self.begun = time.monotonic()
         self.actor = self._create()
         self.state = State.RESTORING
         self.placed, self.parted, self.answers, self.errors, self.memory = False, False, 0, 0, None
@@ -105,10 +109,12 @@ class Member:
     def ask(self, call: Call) -> None:
         if not self.pending:
             self.since = time.monotonic()
-        self.pending[self._ask(*call.question)] = call
+        self.pending[self._ask(*call.question, call)] = call
 
-    def _ask(self, method: str, arguments: tuple[Any, ...]) -> Any:
+    def _ask(self, method: str, arguments: tuple[Any, ...], call: Call | None = None) -> Any:
         reference = getattr(self.actor, method).remote(*arguments)
+        if call is not None and call.lent:
+            reference, call.part = reference
         reference.future().add_done_callback(lambda answer: self._post((self, reference, answer)))
         return reference
 

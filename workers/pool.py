@@ -17,6 +17,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import ObjectLostError
 
 from ..policies.problem import Problem
 from ..policies.screening import road_flows
@@ -25,7 +26,7 @@ from .fleet import Failure, Fleet, Rules
 from .junction import JunctionControl
 from .learner import Learner
 from .member import Question
-from .placement import LEARNER, ROLLOUT
+from .placement import MEMORY, Reservation, learners_for, rollout_options
 from .sumo import GiveUp, Rollout, SumoRollout
 from .sumo_files import Fidelity
 
@@ -165,24 +166,40 @@ class _LearnerActor(_Actor):
         torch.set_num_threads(1)
         self._learners = {"": Learner(problem)}
 
-    def routes(self, z: Array, queue: Array, world: _World | None = None) -> Routes:
-        if world is None:
-            return self._learners[""].routes(z, queue)
-        if world.name not in self._learners:
-            self._learners[world.name] = Learner(world.problem())
-        return self._learners[world.name].routes(z, queue)
+    @ray.method(num_returns=2)
+    def routes(self, z: Array, queue: Array, world: _World | None = None) -> tuple[None, Routes]:
+        """The routes stay in the object store until a rollout fetches them; the driver only hears that they are there."""
+        name = "" if world is None else world.name
+        if world is not None and name not in self._learners:
+            self._learners[name] = Learner(world.problem())
+        return None, self._learners[name].routes(z, queue)
+
+
+def on_cpu(problem: Problem) -> Problem:
+    """The problem as an actor without a GPU works on it."""
+    return replace(problem, learner=replace(problem.learner, device="cpu"))
 
 
 class _RolloutActor(_Actor):
     def __init__(self, problem: Problem, replan: Replan, deadline: float) -> None:
         torch.set_num_threads(1)
         self._way = (replan, deadline)
-        self._simulators = {"": Simulator(problem, replan, deadline)}
+        self._simulators = {"": Simulator(on_cpu(problem), replan, deadline)}
 
-    def simulate(self, job: Job, routes: Routes | tuple[str, ...] | None, world: _World | None = None) -> Rollout:
+    def simulate(self, job: Job, learnt: tuple[Any, ...], world: _World | None = None) -> Rollout:
+        """Simulates with the routes that `learnt` refers to, if any."""
         if world is not None and world.name not in self._simulators:
-            self._simulators[world.name] = Simulator(world.problem(), *self._way)
-        return self._simulators[job.world].simulate(job, routes)
+            self._simulators[world.name] = Simulator(on_cpu(world.problem()), *self._way)
+        simulator = self._simulators[job.world]
+        routes = None
+        try:
+            for reference in learnt:
+                routes = ray.get(reference)
+        except ObjectLostError:  # gone with the node of their learner: learnt again here
+            assert job.z is not None
+            assert job.queue is not None
+            routes = simulator.learner().routes(job.z, job.queue)
+        return simulator.simulate(job, routes)
 
     def flows(self, candidates: list[tuple[Array, Array]]) -> list[Array]:
         return self._simulators[""].flows(candidates)
@@ -205,6 +222,9 @@ class RayPool:
     Args:
         rules: of rollouts and learners; the deadline is one simulation's.
         room: how many rollout actors there shall be, asked before simulations begin.
+        learners: how many; by default as many as exact ones have to be for the rollouts that there are at first.
+        reward_device: of the reward service, whose room is reserved with the learners'.
+        memory: MiB that Ray reserves for a rollout actor.
         pulse: called several times a second while results are waited for, with the fleet that waits.
     """
 
@@ -214,18 +234,24 @@ class RayPool:
         replan: Replan,
         rules: Rules,
         room: Callable[[], int],
+        learners: int | None = None,
+        reward_device: str = "cpu",
+        memory: int = MEMORY,
         pulse: Callable[[Fleet], None] = lambda _: None,
     ) -> None:
         shared = ray.put(problem)  # by the driver, the owner of everything
+        learners = learners or learners_for(room())
+        device = problem.learner.device
+        self.reservation = Reservation([device] * learners + [reward_device])
         rollout_class = ray.remote(_RolloutActor)
         learner_class = ray.remote(_LearnerActor)
 
         def rollout() -> Any:
-            options = rollout_class.options(**ROLLOUT, runtime_env={"env_vars": ALLOCATOR})
+            options = rollout_class.options(**rollout_options(memory), runtime_env={"env_vars": ALLOCATOR})
             return options.remote(shared, replan, rules.deadline)
 
         def learner() -> Any:
-            return learner_class.options(**LEARNER).remote(shared)
+            return learner_class.options(**self.reservation.options(device)).remote(shared)
 
         def alive() -> Question:
             return "process", ()
@@ -236,7 +262,7 @@ class RayPool:
         # A simulation's own deadline comes first; the fleet's is for processes that no longer answer at all.
         longer = replace(rules, deadline=1.5 * rules.deadline + 60.0)
         self.rollouts = Fleet("rollout worker", rollout, room(), longer, alive, "close", pulse=pulse)
-        self.learners = Fleet("learner", learner, 1, longer, alive, inbox=self.rollouts.inbox, pulse=pulse)
+        self.learners = Fleet("learner", learner, learners, longer, alive, inbox=self.rollouts.inbox, pulse=pulse)
 
     @property
     def restarts(self) -> int:
@@ -251,7 +277,7 @@ class RayPool:
         self.rollouts.resize(self._room())
         by_key: dict[str, Job] = {}
 
-        def learnt() -> Iterator[tuple[str, tuple[Job, Any, _World | None]] | None]:
+        def learnt() -> Iterator[tuple[str, tuple[Job, tuple[Any, ...], _World | None]] | None]:
             given: list[Job] = []
 
             def to_learn() -> Iterator[tuple[str, tuple[Array, Array, _World | None]]]:
@@ -262,7 +288,7 @@ class RayPool:
                         by_key[job.key] = job
                         yield job.key, (job.z, job.queue, self._worlds[job.world])
 
-            for learning in self.learners.run("routes", to_learn(), wait=False):
+            for learning in self.learners.run("routes", to_learn(), wait=False, lent=True):
                 if learning is None:
                     yield None
                     continue
@@ -271,9 +297,10 @@ class RayPool:
                     failed.append((str(key), routes))
                 else:
                     job = by_key.pop(str(key))
-                    yield job.key, (job, routes, self._worlds[job.world])
+                    # In a tuple: Ray would otherwise wait for it before the call, and fail the call if it is lost.
+                    yield job.key, (job, (routes,), self._worlds[job.world])
             for job in given:
-                yield job.key, (job, None, self._worlds[job.world])
+                yield job.key, (job, (), self._worlds[job.world])
 
         failed: list[tuple[str, Failure]] = []
         for key, result in self.rollouts.run("simulate", learnt(), check=_flaw):
@@ -294,3 +321,4 @@ class RayPool:
     def close(self) -> None:
         self.rollouts.close()
         self.learners.close()
+        self.reservation.release()

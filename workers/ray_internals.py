@@ -31,4 +31,5 @@ def _address(actor: Any) -> dict[str, Any]:
 
 def lost_with_node(error: Exception) -> bool:
     """Whether an actor died because its node did, or was taken away: nothing that its calls could be blamed for."""
-    return isinstance(error, ActorDiedError) and (error.preempted or "node has died" in str(error))
+    reasons = ("node has died", "placement group was removed")
+    return isinstance(error, ActorDiedError) and (error.preempted or any(reason in str(error) for reason in reasons))

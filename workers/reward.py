@@ -17,7 +17,6 @@ from ..policies.guidance import GuidedModel, ProxyGuidedModel
 from ..policies.traffic_encoder import TrafficEncoder
 from .fleet import Failure, Fleet, Rules
 from .member import Question
-from .placement import REWARD
 
 Array = NDArray[np.float32]
 RULES = Rules(deadline=600.0)
@@ -129,7 +128,10 @@ class RewardService:
 class RewardClient:
     """The platform's side of the reward service: asks it, and replaces it with its last state when it is lost.
 
-    `remote=False` keeps the service in this process.
+    Args:
+        shape, trips, settings, seed, kind, device: as of the service and its model.
+        remote: whether the service is an actor; otherwise it is in this process.
+        options: Ray's, asked when an actor is created.
     """
 
     def __init__(
@@ -141,19 +143,25 @@ class RewardClient:
         remote: bool,
         kind: ModelName = "diffusion",
         rules: Rules = RULES,
+        device: str = "cpu",
+        options: Callable[[], dict[str, Any]] = dict,
         pulse: Callable[[Fleet], None] = lambda _: None,
     ) -> None:
         self.tensors: dict[str, torch.Tensor] | None = None  # the state after the last training
         self._service: RewardService | None = None
         self._fleet: Fleet | None = None
-        arguments = (shape, trips, settings, seed, kind)
+        arguments = (shape, trips, settings, seed, kind, device)
         if not remote:
             self._service = RewardService(*arguments)
             return
-        service = ray.remote(RewardService).options(**REWARD)
+        service = ray.remote(RewardService)
         # One at a time, as an answer may depend on what was asked before.
         rules = replace(rules, in_flight=1)
-        self._fleet = Fleet("reward service", lambda: service.remote(*arguments), 1, rules, self._state, pulse=pulse)
+
+        def create() -> Any:
+            return service.options(**options()).remote(*arguments)
+
+        self._fleet = Fleet("reward service", create, 1, rules, self._state, pulse=pulse)
 
     def _state(self) -> Question:
         return "load", (self.tensors or {},)

@@ -243,7 +243,7 @@ def test_a_cluster_grows_with_its_work_and_shrinks_without(name: str, autoscaled
 
 
 def _grow_and_shrink(name: str, address: str) -> None:
-    from throng.workers.placement import REWARD, ROLLOUT
+    from throng.workers.placement import Reservation, rollout_options
 
     class Idle:  # local, so that Ray sends it by value
         def where(self) -> str:
@@ -260,10 +260,13 @@ def _grow_and_shrink(name: str, address: str) -> None:
     _until(lambda: _nodes("on-demand") == 1)
     assert _nodes("spot") == 0
     actor = ray.remote(Idle)
-    reward = actor.options(**REWARD).remote()
+    reservation = Reservation(["cpu", "cpu"])
+    reward = actor.options(**reservation.options("cpu")).remote()
     assert ray.get(reward.where.remote(), timeout=PATIENCE) == "on-demand"
     size = _node_types(name)["rollout"]["resources"]["CPU"]
-    workers = [actor.options(**ROLLOUT | {"num_cpus": size}).remote() for _ in range(2)]  # each as many as fill a node
+    workers = [
+        actor.options(**rollout_options() | {"num_cpus": size}).remote() for _ in range(2)
+    ]  # each as many as fill a node
     assert ray.get([one.where.remote() for one in workers], timeout=PATIENCE) == ["spot", "spot"]
     assert _nodes("spot") == 2
     for one in workers:

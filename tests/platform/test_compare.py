@@ -176,21 +176,32 @@ def test_a_curve_never_rises(compared: tuple[Path, list[Score]]) -> None:
     assert drawn[-1] == pytest.approx(np.median([one.curve[-1][1] for one in scores if one.method == "masdiff"]))
 
 
-def _ledger(tmp_path: Path, *more: str) -> list[dict]:
-    run(load_config(None, [*SMALL, *more]), tmp_path / "run", resume=False, console=QUIET)
+@pytest.fixture(scope="module")
+def sibling(compared: tuple[Path, list[Score]]) -> Path:
+    """A run of the same case, whose floors and nulls need not be simulated again."""
+    return compared[0] / "truth0-seed0" / "masdiff"
+
+
+def _ledger(tmp_path: Path, sibling: Path, *more: str) -> list[dict]:
+    run(load_config(None, [*SMALL, *more]), tmp_path / "run", False, QUIET, sibling)
     table = [pq.read_table(path) for path in sorted((tmp_path / "run" / "ledger").glob("*.parquet"))]
     return [{**row, "file": i} for i, part in enumerate(table) for row in part.to_pylist()]
 
 
-def test_without_mutation_nobody_is_mutated(tmp_path: Path) -> None:
-    rows = _ledger(tmp_path, "search.mutation=false")
+def test_without_mutation_nobody_is_mutated(tmp_path: Path, sibling: Path) -> None:
+    rows = _ledger(tmp_path, sibling, "search.mutation=false")
     assert {row["operator"] for row in rows} == {"prior", "diffusion"}
 
 
-def test_without_elitism_nobody_outlives_a_generation_as_a_parent(tmp_path: Path) -> None:
+def test_without_elitism_nobody_outlives_a_generation_as_a_parent(tmp_path: Path, sibling: Path) -> None:
     """Parents are of the generation before at the latest; with retention the first best would still have children."""
     rows = _ledger(
-        tmp_path, "search.elitism=false", "search.handover=resample", "search.generations=3", "search.budget=60"
+        tmp_path,
+        sibling,
+        "search.elitism=false",
+        "search.handover=resample",
+        "search.generations=3",
+        "search.budget=60",
     )
     born = {row["id"]: row["generation"] for row in rows}
     mine = [row for row in rows if row["generation"] == row["file"] and row["parent"] >= 0]
@@ -198,16 +209,16 @@ def test_without_elitism_nobody_outlives_a_generation_as_a_parent(tmp_path: Path
     assert all(row["generation"] - born[row["parent"]] <= 1 for row in mine)
 
 
-def test_without_learning_the_model_stays_the_prior(tmp_path: Path) -> None:
-    _ledger(tmp_path, "search.learning=false")
+def test_without_learning_the_model_stays_the_prior(tmp_path: Path, sibling: Path) -> None:
+    _ledger(tmp_path, sibling, "search.learning=false")
     tensors = RunStore.open(tmp_path / "run").checkpoint()
     last = tensors["reward.average.layers.4.weight"]  # zero: the residual to the exact denoiser of N(0, I)
     assert not last.any()
 
 
-def test_line_5_simulates_the_population_again_and_pays_for_it(tmp_path: Path) -> None:
-    run(load_config(None, [*SMALL, "search.reuse=false", "search.budget=60"]), tmp_path / "again", False, QUIET)
-    run(load_config(None, [*SMALL, "search.budget=60"]), tmp_path / "reused", False, QUIET)
+def test_line_5_simulates_the_population_again_and_pays_for_it(tmp_path: Path, sibling: Path) -> None:
+    for name, more in (("again", ["search.reuse=false"]), ("reused", [])):
+        run(load_config(None, [*SMALL, "search.budget=60", *more]), tmp_path / name, False, QUIET, sibling)
     spent = {
         name: json.loads((tmp_path / name / "result.json").read_text())["simulations"]["micro"]
         for name in ("again", "reused")
@@ -220,15 +231,15 @@ def test_line_5_simulates_the_population_again_and_pays_for_it(tmp_path: Path) -
     [["search.proposals=cma"], ["search.proposals=guided"], ["search.generator=gan"], ["search.guidance=false"]],
     ids=["cma", "guided", "gan", "no-guidance"],
 )
-def test_every_source_resumes_to_the_same_result(settings: list[str], tmp_path: Path) -> None:
+def test_every_source_resumes_to_the_same_result(settings: list[str], tmp_path: Path, sibling: Path) -> None:
     """One generation, then another after a resume, against two at once: the checkpoint holds all that was learnt."""
 
     def config(generations: int) -> Config:
         return load_config(None, [*SMALL, *settings, f"search.generations={generations}"])
 
-    run(config(1), tmp_path / "halted", resume=False, console=QUIET)
-    run(config(2), tmp_path / "halted", resume=True, console=QUIET)
-    run(config(2), tmp_path / "straight", resume=False, console=QUIET)
+    run(config(1), tmp_path / "halted", False, QUIET, sibling)
+    run(config(2), tmp_path / "halted", True, QUIET, sibling)
+    run(config(2), tmp_path / "straight", False, QUIET, sibling)
     columns = ["id", "operator", "estimate", "samples", "genome"]
     halted, straight = (RunStore.open(tmp_path / name).ledger().select(columns) for name in ("halted", "straight"))
     assert halted.equals(straight)
@@ -258,7 +269,7 @@ def test_every_method_is_a_valid_configuration() -> None:
         assert (config == plain) == (method.name == "masdiff")
 
 
-def test_the_papers_path_runs_and_takes_every_departure_back(tmp_path: Path) -> None:
+def test_the_papers_path_runs_and_takes_every_departure_back(tmp_path: Path, sibling: Path) -> None:
     """`--profile paper` in small: line 5 simulates, nobody is kept, everything is microscopic, and a DQN learns."""
     config = load_config(None, [*SMALL, "search.population=3", "search.budget=60", "learner.updates=20"], "paper")
     assert (config.latent.kind, config.learner.kind, config.navigation.router) == ("token", "dqn", "astar_q")
@@ -268,6 +279,7 @@ def test_the_papers_path_runs_and_takes_every_departure_back(tmp_path: Path) -> 
         tmp_path / "run",
         False,
         QUIET,
+        sibling,
     )
     store = RunStore.open(tmp_path / "run")
     assert store.ledger().num_rows >= 2 * 6

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from throng.platform import store as store_module
 from throng.platform.case import load_case
@@ -95,8 +96,19 @@ def test_the_learner_is_the_one_that_was_asked_for(town: Path, tmp_path: Path) -
     learner = load_case(load_config(path), tmp_path).problem.learner
     assert learner == LearnerSettings("iql", discount=0.7, updates=50, expectile=0.9, hidden=8)
     assert load_case(load_config(own_case(town, tmp_path)), tmp_path).problem.learner == LearnerSettings()
-    with pytest.raises(InputError, match=r"learner\.device: 'cuda:99' cannot be used here"):
-        load_case(load_config(path, ["learner={kind: dqn, device: cuda:99}"]), tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(("key", "workers"), [("learner", 1), ("diffusion", 0)])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_simulated(
+    key: str, workers: int, tmp_path: Path
+) -> None:
+    config = load_config(
+        None, ["scenario={town: {vehicles: 40, minutes: 2}}", f"{key}.device=cuda", f"workers.rollouts={workers}"]
+    )
+    with pytest.raises(InputError, match=rf"{key}\.device: 'cuda' cannot be used here"):
+        run(config, tmp_path / "run", False, Console(quiet=True))
+    assert not list((tmp_path / "run").glob("journal/*.npz"))
 
 
 def test_an_empty_window_says_when_vehicles_depart(town: Path, tmp_path: Path) -> None:

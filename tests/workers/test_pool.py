@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from throng.policies.problem import Problem
 from throng.policies.screening import road_flows
 from throng.scenarios.demand import Routes
 from throng.scenarios.scenario import Scenario
-from throng.workers.fleet import Failure, Rules
+from throng.workers import pool as pool_module
+from throng.workers.fleet import Failure, Fleet, Rules
 from throng.workers.learner import Learner
 from throng.workers.pool import ALLOCATOR, Job, LocalPool, RayPool
 from throng.workers.reward import RewardClient
@@ -156,6 +158,55 @@ def test_jobs_may_be_of_another_problem(
         _assert_same({"learnt0": found["learnt0"]}, {"learnt0": expected["learnt0"]})
         np.testing.assert_array_equal(found["there"].macro.queue, wanted.macro.queue)
     local.close()
+
+
+@pytest.mark.parametrize(("learning", "simulating"), [(0.06, 0.0), (0.0, 0.12)], ids=["slow learner", "slow rollouts"])
+def test_whoever_is_slower_the_object_store_stays_small(
+    learning: float, simulating: float, a_ray: None, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Routes of 2 MiB for each of 40 jobs: only those that a rollout works on or waits for are kept."""
+    size = 2 << 20
+
+    class Lavish(pool_module._Actor):
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        @ray.method(num_returns=2)
+        def routes(self, *_: Any) -> Any:
+            time.sleep(learning)
+            return None, np.ones(size, np.uint8)
+
+    class Sink(Lavish):
+        def simulate(self, job: Job, learnt: tuple[Any, ...], _: Any) -> int:
+            time.sleep(simulating)
+            return int(ray.get(learnt[0]).nbytes)
+
+        def close(self) -> None:
+            pass
+
+    for name, fake in (("_LearnerActor", Lavish), ("_RolloutActor", Sink), ("_flaw", lambda _: "")):
+        monkeypatch.setattr(pool_module, name, fake)
+
+    def stored() -> float:
+        return ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"]
+
+    z, queue = np.zeros(3, np.float32), np.zeros((2, 2), np.float32)
+    most, before = 0.0, stored()
+
+    def look(_: Fleet) -> None:
+        nonlocal most
+        most = max(most, stored() - before)
+
+    rules = Rules(DEADLINE)
+    pool = RayPool(problem, "pretrip", rules, lambda: 2, pulse=look)
+    try:
+        found = list(pool.simulate(Job(str(i), 0, z=z, queue=queue) for i in range(40)))
+    finally:
+        pool.close()
+    assert sorted(int(key) for key, _ in found) == list(range(40))
+    assert all(answer == size for _, answer in found)
+    held = rules.in_flight * (2 + 1) + 1  # by two rollouts and a learner, and one that is being handed over
+    assert size / 2 < most <= (held + 2) * size  # and as much again as Ray may be late to hear of
 
 
 def test_rollouts_have_the_allocator_and_nobody_else(ray_pool: RayPool) -> None:
