@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..scenarios.network import RoadNetwork
-from .stacked import StackedDqn, StackedIql
 from .value_iteration import soft_value_iteration, state_values, value_iteration
 
 Array = NDArray[np.float32]
@@ -83,6 +82,9 @@ def make_learner(settings: LearnerSettings, network: RoadNetwork) -> OfflineLear
     """
     if settings.kind in ("vi", "soft_vi"):
         return ExactLearner(settings, network)
+    # Here, so that actors which train no network do not load torch: they start in half the time, and weigh less.
+    from .stacked import StackedDqn, StackedIql
+
     common = (network, settings.discount, settings.hidden, settings.updates, settings.learning_rate)
     if settings.kind == "dqn":
         return StackedDqn(*common, settings.device, settings.seed)

@@ -15,7 +15,6 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
 from ray.exceptions import ObjectLostError
 
@@ -161,9 +160,17 @@ class _Actor:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def _one_thread(problem: Problem) -> None:
+    """Keeps torch, where it is needed, to the one processor that an actor has."""
+    if problem.learner.kind in ("dqn", "iql"):
+        import torch
+
+        torch.set_num_threads(1)
+
+
 class _LearnerActor(_Actor):
     def __init__(self, problem: Problem) -> None:
-        torch.set_num_threads(1)
+        _one_thread(problem)
         self._learners = {"": Learner(problem)}
 
     @ray.method(num_returns=2)
@@ -182,7 +189,7 @@ def on_cpu(problem: Problem) -> Problem:
 
 class _RolloutActor(_Actor):
     def __init__(self, problem: Problem, replan: Replan, deadline: float) -> None:
-        torch.set_num_threads(1)
+        _one_thread(problem)
         self._way = (replan, deadline)
         self._simulators = {"": Simulator(on_cpu(problem), replan, deadline)}
 

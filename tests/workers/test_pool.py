@@ -217,6 +217,16 @@ def test_rollouts_have_the_allocator_and_nobody_else(ray_pool: RayPool) -> None:
     assert ALLOCATOR["LD_PRELOAD"] not in Path("/proc/self/maps").read_text()
 
 
+def test_actors_that_train_no_network_do_without_torch(ray_pool: RayPool, jobs: list[Job]) -> None:
+    """It would take most of the time that they need to start, and a third of their memory."""
+    assert len(list(ray_pool.simulate(jobs[:2]))) == 2
+    for fleet in (ray_pool.rollouts, ray_pool.learners):
+        actor = fleet._members[0].actor
+        process, memory = ray.get([actor.process.remote(), actor.memory.remote()])
+        print(fleet.name, memory >> 20)
+        assert "libtorch" not in Path(f"/proc/{process}/maps").read_text()
+
+
 def test_a_killed_worker_changes_nothing(ray_pool: RayPool, jobs: list[Job], expected: dict[str, Any]) -> None:
     """SIGKILL to a rollout process in the middle: its simulations are done again, with the same seeds."""
     victims = [ray.get(member.actor.process.remote()) for member in ray_pool.rollouts._members]
