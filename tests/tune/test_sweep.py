@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 from rich.console import Console
 from throng.platform.config import load_config
 from throng.scenarios.errors import InputError
 from throng.tune.results import cells, headings, parallel, ranked, write
-from throng.tune.spec import Spec
+from throng.tune.spec import Spec, load_spec
 from throng.tune.sweep import Plan, Trial, save_best, sweep
 
 SMALL = [
@@ -86,6 +90,35 @@ def test_another_sweep_is_refused_and_a_longer_one_is_not(tmp_path: Path) -> Non
     (tmp_path / "thesis" / "thesis.tex").write_text("important")
     with pytest.raises(InputError, match="not a sweep of Throng"):
         Plan.open(spec, tmp_path / "thesis")
+
+
+@pytest.mark.long
+def test_a_sweep_outlives_a_node(tmp_path: Path) -> None:
+    """The node of one of two trials dies: it begins again on the other from what it had committed, and all three finish."""
+    (tmp_path / "small.yaml").write_text(f"{SWEEP}stop_early: false\n")
+    quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 2, "health_check_timeout_ms": 500}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": quick})
+    out = tmp_path / "out"
+    try:
+        node = cluster.add_node(num_cpus=1)
+
+        def kill() -> None:
+            until = time.monotonic() + 300
+            while len(list(out.glob("trials/*/run/journal/*.npz"))) < 12 and time.monotonic() < until:
+                time.sleep(0.1)
+            cluster.remove_node(node, allow_graceful=False)
+
+        with ThreadPoolExecutor(1) as beside:
+            killed = beside.submit(kill)
+            plan = sweep(load_spec(tmp_path / "small.yaml"), out, cluster.address, Console(quiet=True))
+            killed.result()
+    finally:
+        gc.collect()
+        ray.shutdown()
+        cluster.shutdown()
+    assert len(plan.of("finished")) == 3
+    attempts = sorted(int(path.read_text().split()[0]) for path in out.glob("trials/*/run/attempt"))
+    assert attempts == [1, 1, 2], "no trial was at work on the node that died"
 
 
 @pytest.mark.long
