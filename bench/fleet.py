@@ -16,12 +16,14 @@ import ray
 from measure import Result
 from throng.cluster.session import session
 from throng.workers.fleet import Fleet, Rules
+from throng.workers.pool import Job, _packed
 
 HOSTS = 2  # processes that the workers share
 SECONDS = 1.0  # that a call sleeps
 ROUNDS = 20  # calls of each worker
 ROUTES = 1557 * 20  # numbers: the roads of all vehicles
 QUEUES = (114, 30)  # roads, minutes
+LATENT = (9, 16)
 
 
 class Host:
@@ -31,7 +33,7 @@ class Host:
         self._busy: dict[int, asyncio.Lock] = {}
         self._answer = np.zeros(QUEUES, np.float32)
 
-    async def work(self, seat: int, state: Any, lent: Any) -> Any:
+    async def work(self, seat: int, job: bytes, lent: Any, world: None) -> Any:
         async with self._busy.setdefault(seat, asyncio.Lock()):
             await lent[0]
             await asyncio.sleep(SECONDS)
@@ -73,11 +75,16 @@ def workers(quick: bool) -> list[Result]:
                 return Seat(hosts[number % HOSTS], number)
 
             fleet = Fleet("sleeper", create, size, Rules(600.0), lambda: ("process", ()))
-            state, routes = np.zeros(QUEUES, np.float32), ray.put(np.zeros(ROUTES, np.int32))
-            list(fleet.run("work", ((i, (state, (routes,))) for i in range(size))))  # all are there
+            routes = ray.put(np.zeros(ROUTES, np.int32))
+            job = Job("g001-micro-i00001", 0, z=np.zeros(LATENT, np.float32), queue=np.zeros(QUEUES, np.float32))
+
+            def call(number: int, job: Job = job, routes: Any = routes) -> tuple[int, tuple[Any, ...]]:
+                return number, (_packed(job), (routes,), None)
+
+            list(fleet.run("work", map(call, range(size))))  # all are there
             rounds = 3 if quick else ROUNDS
             began, cpu = time.perf_counter(), time.process_time()
-            done = sum(1 for _ in fleet.run("work", ((i, (state, (routes,))) for i in range(rounds * size))))
+            done = sum(1 for _ in fleet.run("work", map(call, range(rounds * size))))
             wall = time.perf_counter() - began
             assert done == rounds * size
             kept[size] = rounds * SECONDS / wall

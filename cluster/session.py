@@ -41,7 +41,7 @@ def session(address: str, local_cpus: int) -> Iterator[Callable[[], int]]:
     if address == "local" and JOB in os.environ:
         address = "auto"
     if address == "local":
-        ray.init("local", num_cpus=local_cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
+        _start(num_cpus=local_cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address, **quiet)
@@ -52,6 +52,18 @@ def session(address: str, local_cpus: int) -> Iterator[Callable[[], int]]:
     finally:
         gc.collect()  # Ray numbers actors alike in each session: a handle that outlived its own would end one of the next
         ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """Starts a private Ray, on a busy machine at the second or third try: it gives itself half a minute."""
+    for last in (False, False, True):
+        try:
+            ray.init("local", **options)
+            return
+        except Exception as error:  # Ray raises no other
+            if last or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 def _cpus() -> int:

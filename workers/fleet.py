@@ -30,7 +30,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from .member import Call, Event, Member, Question, State
+from .member import Call, Event, Load, Member, Question, State
 from .placement import PATIENCE
 from .ray_internals import lost_with_node
 
@@ -122,6 +122,7 @@ class Fleet:
         self._answered = 0
         self._errors: deque[str] = deque(maxlen=5)
         self._members: list[Member] = []
+        self._load = Load()
         self._open: OrderedDict[Member, None] = OrderedDict()  # healthy ones with room for a call
         self._run: _Run | None = None
         self._tended = 0.0
@@ -138,7 +139,7 @@ class Fleet:
         surplus = len(self) - size
         for _ in range(-surplus):
             self._seats += 1
-            member = Member(self._seats, self._create, self._restore, self._post)
+            member = Member(self._seats, self._create, self._restore, self._post, self._load)
             self._members.append(member)
             member.begin()
         if surplus > 0:
@@ -161,7 +162,7 @@ class Fleet:
     @property
     def pending(self) -> int:
         """Calls that actors work on or have queued."""
-        return sum(len(member.pending) for member in self._members)
+        return self._load.calls
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class Fleet:
                 and the reference of the second is yielded in place of a result: for others to fetch, if it is still there.
         """
         for member in self._members:  # a run that nobody listened to until its end
-            member.pending.clear()
+            member.forget()
         self._open = OrderedDict.fromkeys(m for m in self._members if m.state is State.HEALTHY)
         run = self._run = _Run(iter(calls), method, check, lent)
         self._hear(0.0)
@@ -211,7 +212,7 @@ class Fleet:
             if self._run is run:
                 self._run = None
                 for member in self._members:  # the caller stopped listening
-                    member.pending.clear()
+                    member.forget()
 
     def _busy(self) -> bool:
         """Whether somebody waits for an answer."""

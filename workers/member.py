@@ -40,6 +40,13 @@ class Call:
     part: Any = None  # of a lent answer: the reference of that part
 
 
+@dataclass
+class Load:
+    """Of a whole fleet, counted as it changes: a sum over a thousand members costs as much as the call that needs it."""
+
+    calls: int = 0  # that members work on or have queued
+
+
 class Member:
     """A seat and the actor that holds it now.
 
@@ -48,6 +55,7 @@ class Member:
         create: makes an actor.
         restore: what an actor is asked before it is used: brings it to the fleet's state.
         post: hears of answers as they come, in a thread of Ray's.
+        load: the fleet's.
     """
 
     def __init__(
@@ -56,11 +64,13 @@ class Member:
         create: Callable[[], Any],
         restore: Callable[[], Question],
         post: Callable[[Event], None],
+        load: Load,
     ) -> None:
         self.number = number
         self._create = create
         self._restore = restore
         self._post = post
+        self._load = load
         self.actor: Any = None
         self.state = State.RESTORING
         self.replace = True  # when retired: by a fresh actor
@@ -110,6 +120,7 @@ class Member:
         if not self.pending:
             self.since = time.monotonic()
         self.pending[self._ask(*call.question, call)] = call
+        self._load.calls += 1
 
     def _ask(self, method: str, arguments: tuple[Any, ...], call: Call | None = None) -> Any:
         reference = getattr(self.actor, method).remote(*arguments)
@@ -121,7 +132,15 @@ class Member:
     def settle(self, reference: Any) -> Call:
         """The call that was answered; the next one's time begins."""
         self.since = time.monotonic()
+        self._load.calls -= 1
         return self.pending.pop(reference)
+
+    def forget(self) -> list[Call]:
+        """Nobody listens for the answers to these calls any more, oldest first."""
+        calls = list(self.pending.values())
+        self._load.calls -= len(calls)
+        self.pending.clear()
+        return calls
 
     def overdue(self, deadline: float, start: float) -> bool:
         """Whether its oldest call has taken longer than `deadline` seconds, or being restored longer than `start`."""
@@ -134,8 +153,7 @@ class Member:
         """Ends the actor; returns the calls it had, oldest first."""
         if self.actor is not None:
             ray.kill(self.actor)
-        calls = list(self.pending.values())
-        self.pending.clear()
+        calls = self.forget()
         self.actor = self.probe = None
         self.placed, self.state = False, State.RESTORING
         return calls

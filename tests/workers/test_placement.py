@@ -89,7 +89,7 @@ def test_they_keep_to_steady_nodes_while_there_are_any(
     rules = Rules(300.0, patience=2.0, restarts=0)
     fleet = Fleet("learner", create, 1, rules, lambda: ("process", ()))
     try:
-        ((_, lent),) = fleet.run("routes", [("one", (job.z, job.queue))], lent=True)
+        ((_, lent),) = fleet.run("routes", [("one", (pool_module._packed((job.z, job.queue)),))], lent=True)
         assert isinstance(lent, ray.ObjectRef)
         rollout_class = ray.remote(pool_module._RolloutActor).options(**rollout_options())
         rollouts = [rollout_class.remote(problem_there, "pretrip", 300.0) for _ in range(3)]  # one finds no room
@@ -100,11 +100,11 @@ def test_they_keep_to_steady_nodes_while_there_are_any(
         ((_, expected),) = pool.simulate([job])
         pool.close()
         placed = next(one for one in rollouts if ray.wait([one.process.remote()], timeout=5.0)[0])
-        found = ray.get(placed.simulate.remote(job, (lent,)), timeout=PATIENCE)
+        found = ray.get(placed.simulate.remote(pool_module._packed(job), (lent,)), timeout=PATIENCE)
         np.testing.assert_array_equal(found.macro.queue, expected.macro.queue)
         for one in rollouts:  # they leave; the learner comes before who would fill the place
             ray.kill(one)
-        ((_, again),) = fleet.run("routes", [("one", (job.z, job.queue))], lent=True)
+        ((_, again),) = fleet.run("routes", [("one", (pool_module._packed((job.z, job.queue)),))], lent=True)
         routes, direct = ray.get(again), LocalPool(problem, "pretrip", 300.0)._simulators[""].learner()
         np.testing.assert_array_equal(routes.roads, direct.routes(job.z, job.queue).roads)
         assert fleet.restarts >= 1
