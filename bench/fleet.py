@@ -35,7 +35,6 @@ class Host:
 
     async def work(self, seat: int, job: bytes, lent: Any, world: None) -> Any:
         async with self._busy.setdefault(seat, asyncio.Lock()):
-            await lent[0]
             await asyncio.sleep(SECONDS)
         return self._answer
 
