@@ -179,10 +179,11 @@ def autoscaled(tmp_path: Path) -> Iterator[Callable[[str], str]]:
     def start(name: str) -> str:
         ports = [_free_port() for _ in range(3)]
         address = f"{ray.util.get_node_ip_address()}:{ports[0]}"
-        types = {
-            "ray.head.default" if kind == "head" else kind: {**given, "node_config": {}}
-            for kind, given in _node_types(name).items()
-        }
+        types = {}
+        for kind, given in _node_types(name).items():
+            # The fake provider takes no memory: its nodes have this machine's.
+            resources = {key: value for key, value in given["resources"].items() if key != "memory"}
+            types["ray.head.default" if kind == "head" else kind] = {**given, "resources": resources, "node_config": {}}
         config = {
             "cluster_name": name, "max_workers": 12, "upscaling_speed": 2.0, "idle_timeout_minutes": 0.05,
             "provider": {
@@ -264,9 +265,9 @@ def _grow_and_shrink(name: str, address: str) -> None:
     reward = actor.options(**reservation.options("cpu")).remote()
     assert ray.get(reward.where.remote(), timeout=PATIENCE) == "on-demand"
     size = _node_types(name)["rollout"]["resources"]["CPU"]
-    workers = [
-        actor.options(**rollout_options() | {"num_cpus": size}).remote() for _ in range(2)
-    ]  # each as many as fill a node
+    # Each as many as fill a node; and no memory, of which the autoscaler knows none on nodes that are not there yet.
+    options = {key: value for key, value in rollout_options().items() if key != "memory"} | {"num_cpus": size}
+    workers = [actor.options(**options).remote() for _ in range(2)]
     assert ray.get([one.where.remote() for one in workers], timeout=PATIENCE) == ["spot", "spot"]
     assert _nodes("spot") == 2
     for one in workers:
