@@ -51,9 +51,9 @@ def test_more_workers_take_less_time_until_there_is_no_more_to_share() -> None:
 @pytest.mark.parametrize(
     ("name", "nodes"),
     [
-        ("aws", Nodes(10, 16)),
-        ("gcp", Nodes(10, 22)),
-        ("azure", Nodes(10, 16)),
+        ("aws", Nodes(10, 16, 45_000_000_000)),
+        ("gcp", Nodes(10, 22, 60_000_000_000)),
+        ("azure", Nodes(10, 16, 45_000_000_000)),
         ("kuberay-cluster", Nodes(10, 16, 32 << 30)),
         ("kuberay-job", Nodes(10, 16, 32 << 30)),
     ],
