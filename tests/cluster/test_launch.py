@@ -118,7 +118,7 @@ def test_ray_takes_the_file(name: str) -> None:
         assert "RAY_AUTH_MODE=token" in command
     assert any("nofile=65536" in option for option in config["docker"]["run_options"])
     assert any("/shared:/shared" in option for option in config["docker"]["run_options"])
-    assert "/root/.ray/auth_token" in config["file_mounts"]
+    assert "~/.ray/auth_token" in config["file_mounts"]
     assert config["idle_timeout_minutes"] >= 5
 
 
