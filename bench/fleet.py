@@ -2,7 +2,7 @@
 
 A thousand processes do not fit on one machine, so the workers only sleep: each host process is many of them, every one of
 which does one call after the other, as an actor does. What they are sent and send back has the sizes of the town's: a job
-with its traffic state, the reference of learnt routes, which they fetch, and queues.
+with its traffic state, the reference of learnt routes (which nobody fetches here), and queues.
 """
 
 from __future__ import annotations

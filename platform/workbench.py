@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from ..cluster.session import cpus, session
+from ..cluster.session import JOB, cpus, session
 from ..policies.navigation import route_vehicles
 from ..scenarios.demand import Routes
 from ..scenarios.errors import InputError
@@ -109,7 +110,8 @@ def _workers(config: Config, case: Case, progress: Progress, telemetry: Telemetr
             return given.rollouts or rollouts_on(there(), given.learners)
 
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        _require_gpu(config, given.address != "local" or resources.get("GPU", 0.0) > 0.0)  # a cluster may bring one
+        alone = given.address == "local" and JOB not in os.environ  # a cluster may bring a GPU
+        _require_gpu(config, not alone or resources.get("GPU", 0.0) > 0.0)
         pool = RayPool(case.problem, replan, rules, room, given.learners, config.diffusion.device, given.memory, pulse)
         try:
             yield pool
