@@ -164,6 +164,10 @@ class Fleet:
         """Calls that actors work on or have queued."""
         return self._load.calls
 
+    def tend(self) -> None:
+        """Looks after the actors while nobody waits for their answers."""
+        self._hear(0.0)
+
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def run(
@@ -225,10 +229,13 @@ class Fleet:
         room = self.rules.in_flight * len(self._members) - self.pending - len(run.answers)
         while self._open and room > 0:
             room -= 1
-            alone = bool(run.again) and run.again[0].alone
-            member = next((one for one in self._open if not (alone and one.pending)), None)
-            call = None if member is None else self._next_call(run)
-            if member is None or call is None:
+            call = self._next_call(run)
+            if call is None:
+                return
+            # Only now: who was free may have been lost while another fleet made the call.
+            member = next((one for one in self._open if not (call.alone and one.pending)), None)
+            if member is None:
+                run.again.appendleft(call)
                 return
             del self._open[member]
             member.ask(call)

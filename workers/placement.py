@@ -15,6 +15,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+PRECEDENCE = 10.0  # seconds in which nobody else asks for what learners and the reward service may find at once
 PATIENCE = 300.0  # seconds that an actor waits for resources before it is asked for anew
 SHARE = 0.25  # CPUs of a learner and of the reward service: they work while rollouts wait for them, or in the gaps
 ROLLOUTS_EACH = 16  # that one exact learner keeps at work
@@ -64,6 +65,7 @@ class Reservation:
         self._steady = True
         self._waits_since: float | None = None
         self._group = self._reserve()
+        self._group.wait(PRECEDENCE)
 
     def _reserve(self) -> Any:
         selectors = [STEADY] * len(self._bundles) if self._steady else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -36,6 +37,7 @@ _JEMALLOC = Path(ray.__file__).parent / "core" / "libjemalloc.so"
 # Environment of a rollout actor. SUMO allocates all the time and all over its heap: with the allocator that Ray brings, in
 # pages of 2 MiB, its steps take a tenth less than with the C library's. Empty where Ray brings none.
 ALLOCATOR = {"LD_PRELOAD": str(_JEMALLOC), "MALLOC_CONF": "thp:always,metadata_thp:auto"} if _JEMALLOC.exists() else {}
+ROOM_EVERY = 30.0  # seconds without any learner, or the reward service, until a rollout worker makes room
 FLOWS_AT_ONCE = 8  # candidates screened in one call: alone, one would be mostly messages
 
 
@@ -273,11 +275,30 @@ class RayPool:
 
         self._worlds: dict[str, _World | None] = {"": None}
         self._room = room
-        self.pulse = pulse
+        self._pulse = pulse
+        self._made_room = 0.0
         # A simulation's own deadline comes first; the fleet's is for processes that no longer answer at all.
         longer = replace(rules, deadline=1.5 * rules.deadline + 60.0)
-        self.rollouts = Fleet("rollout worker", rollout, room(), longer, alive, "close", pulse=pulse)
-        self.learners = Fleet("learner", learner, learners, longer, alive, inbox=self.rollouts.inbox, pulse=pulse)
+        self.rollouts = Fleet("rollout worker", rollout, room(), longer, alive, "close", pulse=self.pulse)
+        inbox = self.rollouts.inbox
+        self.learners = Fleet("learner", learner, learners, longer, alive, inbox=inbox, pulse=self.pulse)
+
+    def pulse(self, fleet: Fleet) -> None:
+        """What fleets call while they wait.
+
+        Rollout workers make room for learners and the reward service, one by one: where a node was lost they may hold all
+        that is left. They come back with the next simulations.
+        """
+        self._pulse(fleet)
+        if fleet is self.rollouts:
+            return
+        self.rollouts.tend()
+        waiting, age = fleet.waiting()
+        now = time.monotonic()
+        if waiting == len(fleet) and min(age, now - self._made_room) >= ROOM_EVERY:
+            self._made_room = now
+            homeless, _ = self.rollouts.waiting()
+            self.rollouts.resize(max(1, len(self.rollouts) - homeless - 1))
 
     @property
     def restarts(self) -> int:

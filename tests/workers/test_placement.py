@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,42 @@ def test_they_keep_to_steady_nodes_while_there_are_any(
     finally:
         fleet.close()
         reservation.release()
+
+
+def test_rollouts_make_room_for_a_learner(
+    cluster: Cluster,
+    town: Scenario,
+    make_few: Callable[..., Scenario],
+    make_problem: Callable[..., Problem],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its node dies; those whom it works for hold all that is left, and wait for more."""
+    monkeypatch.setattr(pool_module, "ROOM_EVERY", 7.0)
+    monkeypatch.setattr(pool_module, "Reservation", partial(Reservation, patience=1.0))
+    learning = cluster.add_node(num_cpus=1)  # half of it is for the learner and the reward service
+    problem = make_problem(make_few(town, 120, 4))
+    shape, queue = problem.preference_model().shape, np.zeros((114, 4), np.float32)
+    jobs = [Job(f"{i}", i, z=np.full(shape, i / 4, np.float32), queue=queue) for i in range(6)]
+    sizes = set()
+    pool = pool_module.RayPool(
+        problem, "pretrip", Rules(300.0, patience=5.0), lambda: 4, pulse=lambda _: sizes.add(len(pool.rollouts))
+    )
+    try:
+        before = dict(pool.simulate(jobs[:3]))
+        assert sizes == {4}  # though only three find room
+        cluster.remove_node(learning, allow_graceful=False)
+        ray.kill(pool.learners._members[0].actor)  # it would live a little longer than its node
+        after = dict(pool.simulate(jobs[3:]))
+        assert {4, 2} <= sizes
+        assert pool.learners.restarts >= 1
+    finally:
+        pool.close()
+    local = LocalPool(problem, "pretrip", 300.0)
+    expected = dict(local.simulate(jobs))
+    local.close()
+    for key, one in expected.items():
+        found = (before | after)[key]
+        np.testing.assert_array_equal(found.macro.queue, one.macro.queue)
 
 
 def test_who_waits_too_long_asks_anew(a_ray: None) -> None:
