@@ -26,8 +26,9 @@ from throng.platform.store import RunStore
 from throng.platform.target import Target
 from throng.policies.diffusion import DiffusionSettings
 from throng.scenarios.macro import Macro
-from throng.workers.pool import Job, LocalPool
+from throng.workers.pool import LocalPool
 from throng.workers.reward import Proposal, RewardClient
+from throng.workers.simulator import Job
 from throng.workers.sumo import Rollout
 from town import configuration, town
 

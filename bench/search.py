@@ -25,8 +25,9 @@ from throng.platform.target import Target
 from throng.platform.workbench import workbench
 from throng.policies.diffusion import DiffusionSettings
 from throng.workers.fleet import Rules
-from throng.workers.pool import Job, LocalPool, Pool, RayPool
+from throng.workers.pool import LocalPool, Pool, RayPool
 from throng.workers.reward import RewardClient
+from throng.workers.simulator import Job
 from town import SEED, configuration, town
 
 WORKERS = 2

@@ -22,7 +22,7 @@ from ..scenarios.edited import Edited
 from ..scenarios.errors import InputError
 from ..scenarios.net_patch import read_text
 from ..scenarios.scenario import Scenario
-from ..workers.pool import Job
+from ..workers.simulator import Job
 from .experiment import Solution
 from .progress import Progress
 from .simulations import Outcome

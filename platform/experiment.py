@@ -23,8 +23,9 @@ from tensorboardX import SummaryWriter
 from ..policies.diffusion import DiffusionSettings
 from ..policies.preferences import PreferenceModel
 from ..scenarios.macro import noise_gap
-from ..workers.pool import Job, RayPool
+from ..workers.pool import RayPool
 from ..workers.reward import ModelName, RewardClient
+from ..workers.simulator import Job
 from . import references as refs
 from .case import load_case
 from .checkpoint import load_search, save_search

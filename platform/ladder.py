@@ -18,7 +18,7 @@ from ..policies.ensemble_kalman import EnsembleKalman
 from ..policies.fidelity import Correction
 from ..policies.screening import FlowSurrogate
 from ..scenarios.errors import InputError
-from ..workers.pool import Job
+from ..workers.simulator import Job
 from ..workers.sumo_files import Fidelity
 from .config import Rung, SearchConfig
 from .evolution import Individual

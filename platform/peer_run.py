@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..workers.pool import Job
+from ..workers.simulator import Job
 from .config import Config
 from .experiment import judge, opened
 from .peers import duaiterate, route_sampler

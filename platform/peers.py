@@ -27,7 +27,7 @@ from ..scenarios.demand_xml import PEOPLE
 from ..scenarios.errors import InputError
 from ..scenarios.scenario import Scenario
 from ..scenarios.sumo_xml import elements
-from ..workers.pool import Job
+from ..workers.simulator import Job
 from ..workers.sumo_files import SumoFiles
 from .workbench import Workbench, observation_seed
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from ..cluster.session import cpus
 from ..scenarios.errors import InputError
-from ..workers.pool import Job, LocalPool
+from ..workers.pool import LocalPool
 from ..workers.reward import RewardService
+from ..workers.simulator import Job
 from ..workers.sumo import Rollout
 from .case import Case, load_case
 from .config import Config, read_yaml

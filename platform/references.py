@@ -11,7 +11,7 @@ import numpy as np
 from ..policies.navigation import fastest_routes, route_vehicles
 from ..policies.preferences import PreferenceModel
 from ..scenarios.truths import STRUCTURED
-from ..workers.pool import Job
+from ..workers.simulator import Job
 from .simulations import Outcome
 from .store import RunStore
 from .workbench import Workbench

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..scenarios.macro import Macro
 from ..workers.fleet import Failure
-from ..workers.pool import Job, Pool
+from ..workers.pool import Pool
+from ..workers.simulator import Job
 from ..workers.sumo import Rollout
 from .progress import Progress
 from .store import Arrays, RunStore

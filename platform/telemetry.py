@@ -27,7 +27,7 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from ..workers.fleet import Fleet
-from ..workers.pool import Job
+from ..workers.simulator import Job
 from .progress import Progress
 from .store import RunStore
 

@@ -21,7 +21,8 @@ from ..scenarios.errors import InputError
 from ..scenarios.macro import Macro, critical_threshold, reference_speed
 from ..workers.fleet import Fleet, Rules
 from ..workers.placement import cpus_for, rollouts_on
-from ..workers.pool import Job, LocalPool, Pool, RayPool
+from ..workers.pool import LocalPool, Pool, RayPool
+from ..workers.simulator import Job
 from .case import Case, Truth, load_case
 from .config import Config
 from .progress import Progress

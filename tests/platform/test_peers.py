@@ -25,7 +25,7 @@ from throng.scenarios.demand import Routes
 from throng.scenarios.errors import InputError
 from throng.scenarios.network import RoadNetwork, load_network
 from throng.scenarios.town import write_town
-from throng.workers.pool import Job
+from throng.workers.simulator import Job
 from throng.workers.sumo import SumoRollout
 
 ALONG = ("w0A0", "A0B0", "B0C0", "C0D0", "D0E0", "E0e0")  # the southern road of the town

@@ -29,7 +29,8 @@ from throng.scenarios.edits import Edits
 from throng.scenarios.errors import InputError
 from throng.scenarios.network import load_network
 from throng.scenarios.town import write_town
-from throng.workers.pool import Job, LocalPool
+from throng.workers.pool import LocalPool
+from throng.workers.simulator import Job
 
 SMALL = [
     "search.population=4", "search.screen=2", "search.elites=1", "search.budget=8", "search.generations=2",

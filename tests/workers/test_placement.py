@@ -17,8 +17,10 @@ from throng.policies.problem import Problem
 from throng.scenarios.scenario import Scenario
 from throng.workers import pool as pool_module
 from throng.workers.fleet import Fleet, Rules
+from throng.workers.pipeline import LearnerActor, RolloutActor, packed
 from throng.workers.placement import Reservation, cpus_for, learners_for, rollout_options, rollouts_on
-from throng.workers.pool import Job, LocalPool
+from throng.workers.pool import LocalPool
+from throng.workers.simulator import Job
 
 QUICK = {
     "health_check_period_ms": 500, "health_check_failure_threshold": 2, "health_check_timeout_ms": 500,
@@ -82,7 +84,7 @@ def test_they_keep_to_steady_nodes_while_there_are_any(
 
     reservation = Reservation(["cpu", "cpu"], patience=2.0)
     problem_there = ray.put(problem)
-    learner_class = ray.remote(pool_module._LearnerActor)
+    learner_class = ray.remote(LearnerActor)
 
     def create() -> Any:
         return learner_class.options(**reservation.options("cpu")).remote(problem_there)
@@ -90,9 +92,9 @@ def test_they_keep_to_steady_nodes_while_there_are_any(
     rules = Rules(300.0, patience=2.0, restarts=0)
     fleet = Fleet("learner", create, 1, rules, lambda: ("process", ()))
     try:
-        ((_, lent),) = fleet.run("routes", [("one", (pool_module._packed((job.z, job.queue)),))], lent=True)
+        ((_, lent),) = fleet.run("routes", [("one", (packed([(job.z, job.queue)]),))], lent=True)
         assert isinstance(lent, ray.ObjectRef)
-        rollout_class = ray.remote(pool_module._RolloutActor).options(**rollout_options())
+        rollout_class = ray.remote(RolloutActor).options(**rollout_options())
         rollouts = [rollout_class.remote(problem_there, "pretrip", 300.0) for _ in range(3)]  # one finds no room
         ready, _ = ray.wait([one.process.remote() for one in rollouts], num_returns=2, timeout=PATIENCE)
         assert len(ready) == 2
@@ -101,12 +103,12 @@ def test_they_keep_to_steady_nodes_while_there_are_any(
         ((_, expected),) = pool.simulate([job])
         pool.close()
         placed = next(one for one in rollouts if ray.wait([one.process.remote()], timeout=5.0)[0])
-        found = ray.get(placed.simulate.remote(pool_module._packed(job), (lent,)), timeout=PATIENCE)
+        (found,) = ray.get(placed.simulate.remote(packed([job]), (lent,)), timeout=PATIENCE)
         np.testing.assert_array_equal(found.macro.queue, expected.macro.queue)
         for one in rollouts:  # they leave; the learner comes before who would fill the place
             ray.kill(one)
-        ((_, again),) = fleet.run("routes", [("one", (pool_module._packed((job.z, job.queue)),))], lent=True)
-        routes, direct = ray.get(again), LocalPool(problem, "pretrip", 300.0)._simulators[""].learner()
+        ((_, again),) = fleet.run("routes", [("one", (packed([(job.z, job.queue)]),))], lent=True)
+        (routes,), direct = ray.get(again), LocalPool(problem, "pretrip", 300.0)._simulators[""].learner()
         np.testing.assert_array_equal(routes.roads, direct.routes(job.z, job.queue).roads)
         assert fleet.restarts >= 1
         assert placement_group_table(reservation._group)["state"] == "CREATED"

@@ -18,12 +18,15 @@ from throng.policies.diffusion import DiffusionSettings
 from throng.policies.problem import Problem
 from throng.policies.screening import road_flows
 from throng.scenarios.demand import Routes
+from throng.scenarios.macro import Macro
 from throng.scenarios.scenario import Scenario
 from throng.workers import pool as pool_module
 from throng.workers.fleet import Failure, Fleet, Rules
 from throng.workers.learner import Learner
-from throng.workers.pool import ALLOCATOR, Job, LocalPool, RayPool
+from throng.workers.pipeline import Actor
+from throng.workers.pool import ALLOCATOR, LocalPool, RayPool
 from throng.workers.reward import RewardClient
+from throng.workers.simulator import Job
 from throng.workers.sumo import GiveUp, Rollout, SumoRollout
 
 Array = NDArray[np.float32]
@@ -167,24 +170,27 @@ def test_whoever_is_slower_the_object_store_stays_small(
     """Routes of 2 MiB for each of 40 jobs: only those that a rollout works on or waits for are kept."""
     size = 2 << 20
 
-    class Lavish(pool_module._Actor):
+    class Lavish(Actor):
         def __init__(self, *_: Any) -> None:
             pass
 
         @ray.method(num_returns=2)
         def routes(self, *_: Any) -> Any:
             time.sleep(learning)
-            return None, np.ones(size, np.uint8)
+            return None, [np.ones(size, np.uint8)]
 
     class Sink(Lavish):
-        def simulate(self, job: Job, learnt: tuple[Any, ...], _: Any) -> int:
+        def simulate(self, message: bytes, learnt: tuple[Any, ...], _: Any) -> list[Rollout]:
             time.sleep(simulating)
-            return int(ray.get(learnt[0]).nbytes)
+            (routes,) = ray.get(learnt[0])
+            return [
+                Rollout(Macro(routes[:4].reshape(2, 2)), 0, "micro", False, routes.nbytes, 0, 0, 0, 2, 0.0, simulating)
+            ]
 
         def close(self) -> None:
             pass
 
-    for name, fake in (("_LearnerActor", Lavish), ("_RolloutActor", Sink), ("_flaw", lambda _: "")):
+    for name, fake in (("LearnerActor", Lavish), ("RolloutActor", Sink)):
         monkeypatch.setattr(pool_module, name, fake)
 
     def stored() -> float:
@@ -204,7 +210,7 @@ def test_whoever_is_slower_the_object_store_stays_small(
     finally:
         pool.close()
     assert sorted(int(key) for key, _ in found) == list(range(40))
-    assert all(answer == size for _, answer in found)
+    assert all(not isinstance(answer, Failure) and answer.arrived == size for _, answer in found)
     held = rules.in_flight * (2 + 1) + 1  # by two rollouts and a learner, and one that is being handed over
     assert size / 2 < most <= (held + 2) * size  # and as much again as Ray may be late to hear of
 
