@@ -16,6 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: one thread, as in the workers
 
+import city
 import fleet
 import learning
 import rollouts
@@ -35,11 +36,13 @@ GROUPS: dict[str, Callable[[bool], list[Result]]] = {
     "iql": learning.iql_training,
     "routing": learning.routing,
     "ray": search.ray_workers,
+    "nodes": search.nodes,
     "workers": fleet.workers,
     "generation": search.generation,
     "search": search.mesoscopic_search,
     "memory": scale.memory,
     "growth": scale.growth,
+    "city": city.city,
 }
 
 

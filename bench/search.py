@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import median
 
 from measure import Cost, Pressure, Result, family_cpu, here, in_turns, plain_sumo, ratio
+from ray.cluster_utils import Cluster
 from rich.console import Console
 from rollouts import options
-from throng.cluster.session import session
+from throng.cluster.session import cpus, session
 from throng.platform.experiment import _commit
 from throng.platform.progress import Progress
 from throng.platform.search import Search
@@ -31,6 +32,7 @@ from throng.workers.simulator import Job
 from town import SEED, configuration, town
 
 WORKERS = 2
+NODES = 3
 DEADLINE = 600.0  # s
 
 
@@ -48,6 +50,24 @@ def simulate_all(pool: Pool, jobs: list[Job]) -> None:
 
 def ray_workers(quick: bool) -> list[Result]:
     """Rollouts per second of two workers on Ray, against twice those of one in this process in between."""
+    with session("local", WORKERS):
+        return [_workers(quick, WORKERS, f"Ray, {WORKERS} workers / twice one in process")]
+
+
+def nodes(quick: bool) -> list[Result]:
+    """Rollouts per second of a worker on each of three local nodes; learners are on the head."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        for _ in range(NODES):
+            cluster.add_node(num_cpus=1, labels={"ray.io/market-type": "spot"})
+        with session(cluster.address, 0):
+            return [_workers(quick, NODES, f"Ray, {NODES} nodes of a worker / linear to {min(NODES, cpus())} cores")]
+    finally:
+        cluster.shutdown()
+
+
+def _workers(quick: bool, workers: int, name: str) -> Result:
+    """Of the Ray that this process is connected to; linear is to the cores that there are."""
     home = town(1557)
     problem = home.case.problem
     few, times = (2, 2) if quick else (4, 4)
@@ -57,28 +77,28 @@ def ray_workers(quick: bool) -> list[Result]:
     alone: list[tuple[float, float]] = []
     together: list[tuple[float, float]] = []
     pressure = Pressure()
-    with session("local", WORKERS):
-        pool = RayPool(problem, "pretrip", Rules(DEADLINE), lambda: WORKERS)
-        simulate_all(pool, jobs[: 2 * WORKERS])
-        simulate_all(local, jobs[:1])
-        for _ in range(rounds):
-            alone.append(_rate(local, jobs[:few]))
-            together.append(_rate(pool, jobs))
+    pool = RayPool(problem, "pretrip", Rules(DEADLINE), lambda: workers)
+    simulate_all(pool, jobs[: 2 * workers])
+    simulate_all(local, jobs[:1])
+    for _ in range(rounds):
         alone.append(_rate(local, jobs[:few]))
-        pool.close()
+        together.append(_rate(pool, jobs))
+    alone.append(_rate(local, jobs[:few]))
+    pool.close()
     local.close()
     arguments = options(home, home.routes, "pretrip")
     machine = _machine_scaling(arguments, 2 if quick else 5)
     (rates, costs), (rates_alone, costs_alone) = zip(*together, strict=True), zip(*alone, strict=True)
-    value = median(rates) / (WORKERS * median(rates_alone))
+    linear = min(workers, cpus())
+    value = median(rates) / (linear * median(rates_alone))
     detail = (
-        f"median of {rounds} rounds over median of {rounds + 1} ({len(jobs)} rollouts on {WORKERS} workers, "
-        f"{few} in process); best over best {max(rates) / (WORKERS * max(rates_alone)):.3f}; "
+        f"median of {rounds} rounds over median of {rounds + 1} ({len(jobs)} rollouts on {workers} workers, "
+        f"{few} in process); best over best {max(rates) / (linear * max(rates_alone)):.3f}; "
         f"CPU of a rollout in process / through Ray, all its processes counted: "
         f"{median(costs_alone) / median(costs):.3f}; two plain sumo at once reach {machine:.3f} of "
         f"twice one here; {pressure}"
     )
-    return [Result("Ray, 2 workers / twice one in process", value, 0.85, "higher", detail)]
+    return Result(name, value, 0.85, "higher", detail)
 
 
 def _rate(pool: Pool, jobs: list[Job]) -> tuple[float, float]:

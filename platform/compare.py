@@ -219,7 +219,17 @@ def write_result(
 
 
 def curves(scores: list[Score]) -> Figure:
-    """Error of the best so far against simulations used: median over runs, and their range."""
+    """Error of the best so far against simulations used: median over runs, and their range.
+
+    Of several truths, which differ in level: the error as a share of what lies between prior and seed floor.
+    """
+    ends = ("seed-floor", "prior")
+    shares = len({one.truth for one in scores}) > 1 and all(end in one.references for one in scores for end in ends)
+
+    def level(one: Score, error: Any) -> Any:
+        floor, prior = (one.references[end] for end in ends) if shares else (0.0, 1.0)
+        return (error - floor) / (prior - floor)
+
     figure = Figure(figsize=(9.5, 5.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     end = max(one.curve[-1][0] for one in scores)
@@ -230,7 +240,7 @@ def curves(scores: list[Score]) -> Figure:
             if one.method == method:
                 x, y = np.array(one.curve).T
                 at = np.searchsorted(x, grid, side="right") - 1
-                steps.append(np.where(at >= 0, y[np.maximum(at, 0)], np.nan))
+                steps.append(np.where(at >= 0, level(one, y[np.maximum(at, 0)]), np.nan))
         stacked = np.stack(steps)
         shown = ~np.isnan(stacked).any(axis=0)
         colour, dash = COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else "--"
@@ -244,7 +254,7 @@ def curves(scores: list[Score]) -> Figure:
                 alpha=0.1, linewidth=0,
             )  # fmt: skip
     known = {
-        name: float(np.median([one.references[name] for one in scores if name in one.references]))
+        name: float(np.median([level(one, one.references[name]) for one in scores if name in one.references]))
         for name in REFERENCES
         if name != "prior" and any(name in one.references for one in scores)
     }
@@ -259,8 +269,13 @@ def curves(scores: list[Score]) -> Figure:
             arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0},
         )  # fmt: skip
     axes.set_xlabel("simulations used (micro-equivalents)", color=INK)
-    axes.set_ylabel(f"error of the best so far, {scores[0].unit}", color=INK)
+    label = (
+        "gap of the best so far: 1 is the prior, 0 the seed floor"
+        if shares
+        else f"error of the best so far, {scores[0].unit}"
+    )
+    axes.set_ylabel(label, color=INK)
     axes.set_xlim(0, end)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    figure.legend(frameon=False, fontsize=8, ncols=7, loc="outside lower center")
     return figure
