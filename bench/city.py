@@ -46,7 +46,7 @@ def city(quick: bool) -> list[Result]:
     files.write_routes(routes[0])
     arguments = files.options(SEED, "micro", False, scenario.observe_speed)
     with SumoRollout(scenario) as rollout:
-        ours, plain = side_by_side(1, lambda: rollout.run(routes[0], SEED), arguments)
+        ours, plain = side_by_side(1, lambda: rollout.run(routes[0], SEED), arguments, warm=0)
     alone = plain_sumo(arguments)
     peaks, result = _through_ray(case.problem, z, queue)
     detail = (

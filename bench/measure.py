@@ -120,17 +120,19 @@ def in_turns(rounds: int, calls: Mapping[str, Callable[[], Cost]]) -> dict[str, 
     return costs
 
 
-def side_by_side(rounds: int, call: Callable[[], object], options: Sequence[str]) -> tuple[list[Cost], list[Cost]]:
+def side_by_side(
+    rounds: int, call: Callable[[], object], options: Sequence[str], warm: int = 1
+) -> tuple[list[Cost], list[Cost]]:
     """A call in this process and the plain sumo binary at the same time on one processor, pair after pair.
 
     Returns both costs, of which only the CPU time says anything. What outlasts the binary is kept company by
-    another one, so that neither ever has the processor to itself.
+    another one, so that neither ever has the processor to itself. The first `warm` pairs are not counted.
     """
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     ours, theirs = [], []
     try:
-        for _ in range(rounds + 1):
+        for _ in range(rounds + warm):
             done = threading.Event()
             with ThreadPoolExecutor(1) as thread:
                 beside = thread.submit(_company, options, done)
@@ -141,7 +143,7 @@ def side_by_side(rounds: int, call: Callable[[], object], options: Sequence[str]
                 theirs.append(beside.result())
     finally:
         os.sched_setaffinity(0, allowed)
-    return ours[1:], theirs[1:]
+    return ours[warm:], theirs[warm:]
 
 
 def _company(options: Sequence[str], done: threading.Event) -> Cost:
