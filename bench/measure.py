@@ -58,7 +58,6 @@ class Result:
 class Cost:
     wall: float  # s
     cpu: float  # s, of the process that did it
-    memory: int = 0  # bytes resident at most, of a process of its own
 
 
 def here(call: Callable[[], object]) -> Cost:
@@ -80,7 +79,7 @@ def plain_sumo(options: Sequence[str]) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"sumo ended with {process.returncode}: {' '.join(options)}")
-    return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10)
+    return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime)
 
 
 def _start(options: Sequence[str]) -> subprocess.Popen[bytes]:
