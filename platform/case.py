@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +158,7 @@ class Truth:
             taste = shared_taste(network.connection_count, self._seed)[None]
             if edited is not None:
                 taste = self._carried(edited, taste, shared_taste(len(self._phi), self._seed + 1)[None])
-            rewards.static[:] += taste
+            rewards = replace(rewards, common=taste[0])
         return rewards
 
     def under(self, edited: Edited) -> Truth:

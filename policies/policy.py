@@ -1,6 +1,7 @@
 """From rewards to routes: the offline learner and the navigation policy of all vehicles, composed.
 
-Vehicles are taken in chunks, so that a city of 100,000 vehicles needs memory for one chunk of rewards and Q only.
+Vehicles are taken in chunks, so that a city of 100,000 vehicles needs memory for one chunk of rewards and Q only: of a table
+(`token` and `hier` decode to factors; the literal `table` is as large as it is).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from .navigation import Bonus, RouterName, distances_ahead, route_vehicles
 from .preferences import PreferenceModel, Rewards
 
 Array = NDArray[np.float32]
-CHUNK = 4096  # vehicles decoded, learnt and routed at a time
+CHUNK = 4096  # vehicles decoded, learnt and routed at a time, at most
+CHUNK_BYTES = 64 * 2**20  # of one table `[vehicles, connections]`; a few are held at once
 CALIBRATION_DRAWS, CALIBRATION_VEHICLES = 8, 256
 
 
@@ -66,8 +68,7 @@ class Navigator:
         rows = np.linspace(0, len(self.demand.ids) - 1, min(CALIBRATION_VEHICLES, len(self.demand.ids)), dtype=np.int64)
         spread = []
         for _ in range(CALIBRATION_DRAWS):
-            rewards = model.decode(rng.standard_normal(model.shape, dtype=np.float32))
-            bias = rewards.static[rows]
+            bias = model.decode(rng.standard_normal(model.shape, dtype=np.float32)).take(rows).static
             if self.navigation.router != "consistent":
                 bias = self._exact.q(bias)
             if self.advantage:
@@ -86,12 +87,13 @@ class Navigator:
 
     def reward_table(self, rewards: Rewards, queue: Array, minute: NDArray[np.int64]) -> Array:
         """R(s, a) at each vehicle's departure minute, `[vehicles, connections]`."""
-        table = rewards.static
-        if rewards.queue_weight.any() and queue.any():
-            ahead = np.ascontiguousarray(queue_feature(queue)[self.network.to].T)  # [minutes, connections]
-            table = ahead[np.minimum(minute, queue.shape[1] - 1)]
-            table *= rewards.queue_weight[:, None]
-            table += rewards.static
+        static = rewards.static
+        if not (rewards.queue_weight.any() and queue.any()):
+            return static
+        ahead = np.ascontiguousarray(queue_feature(queue)[self.network.to].T)  # [minutes, connections]
+        table = ahead[np.minimum(minute, queue.shape[1] - 1)]
+        table *= rewards.queue_weight[:, None]
+        table += static
         return table
 
     @property
@@ -110,10 +112,10 @@ class Navigator:
         """Routes of all vehicles, learnt at the traffic state `queue [roads, minutes]` of their departure minute."""
         parts = []
         count = len(self.demand.ids)
-        for start in range(0, count, CHUNK):
-            rows = slice(start, min(start + CHUNK, count))
-            chunk = Rewards(rewards.static[rows], rewards.queue_weight[rows])
-            base = self._base(chunk, queue, self.minute[rows])
+        chunk = min(CHUNK, max(1, CHUNK_BYTES // (4 * self.network.connection_count)))
+        for start in range(0, count, chunk):
+            rows = slice(start, min(start + chunk, count))
+            base = self._base(rewards.take(rows), queue, self.minute[rows])
             bonus = Bonus(base, self.gain, self.advantage, temperature=self.learner.temperature)
             origin, destination = self.demand.origin[rows], self.demand.destination[rows]
             router = self.navigation.router
@@ -139,10 +141,10 @@ class JunctionPolicy:
     def __init__(self, navigator: Navigator, rewards: Rewards, queue: Array) -> None:
         self._navigator = navigator
         self._weight = rewards.queue_weight
-        self._base = rewards.static
+        static = self._base = rewards.static
         if navigator.navigation.router != "consistent":
             values = navigator.learner.values(navigator.q_values(rewards, queue, navigator.minute))
-            self._base = rewards.static + np.float32(navigator.settings.discount) * values[:, navigator.network.to]
+            self._base = static + np.float32(navigator.settings.discount) * values[:, navigator.network.to]
 
     def routes(self, vehicles: NDArray[np.int32], roads: NDArray[np.int32], queue: Array) -> Routes:
         """Ways on from `roads [k]` to the destinations of `vehicles [k]` when roads queue as `queue [roads]` now."""

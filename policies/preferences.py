@@ -12,7 +12,7 @@ All latents are standardised: the prior is N(0, I).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -35,10 +35,25 @@ UNIT = 1.0 / np.sqrt(len(STATIC) * (POPULATION**2 + GROUP**2 + INDIVIDUAL**2))
 
 @dataclass(frozen=True, eq=False)
 class Rewards:
-    """Reward of every vehicle on every connection: `static + queue_weight * log(1 + queue of the next road)`."""
+    """Reward of every vehicle on every connection: `static + queue_weight * log(1 + queue of the next road)`.
 
-    static: Array  # [vehicles, connections]
+    A city's table takes gigabytes: it is held as factors, and made for the vehicles that are asked for.
+    """
+
+    factors: Array  # [vehicles, k]; [vehicles, connections] without a basis: the table itself
     queue_weight: Array  # [vehicles]
+    basis: Array | None = None  # [k, connections]
+    common: Array | None = None  # [connections], added for all vehicles
+
+    @property
+    def static(self) -> Array:
+        """`[vehicles, connections]`, made anew at each call."""
+        table = self.factors if self.basis is None else self.factors @ self.basis
+        return table if self.common is None else table + self.common
+
+    def take(self, rows: slice | NDArray[np.integer]) -> Rewards:
+        """Those of some vehicles."""
+        return Rewards(self.factors[rows], self.queue_weight[rows], self.basis, self.common)
 
 
 class PreferenceModel(Protocol):
@@ -56,7 +71,7 @@ class PreferenceModel(Protocol):
 def rewards_of_weights(weights: NDArray[np.floating], phi: Array) -> Rewards:
     """Rewards of feature weights `[vehicles, features]` (per s.d. of the feature) on features `[connections, static]`."""
     scaled = (weights * UNIT).astype(np.float32)
-    return Rewards(scaled[:, : len(STATIC)] @ phi.T, np.ascontiguousarray(scaled[:, len(STATIC)]))
+    return Rewards(scaled[:, : len(STATIC)], np.ascontiguousarray(scaled[:, len(STATIC)]), phi.T)
 
 
 def od_groups(network: RoadNetwork, demand: Demand, groups: int, seed: int = 0) -> NDArray[np.int32]:
@@ -167,9 +182,7 @@ class HierarchicalPreferences:
     def decode(self, z: Array) -> Rewards:
         rewards = rewards_of_weights(self.weights(z), self.phi)
         taste = self.split(z)[3]
-        if taste.size:
-            rewards.static[:] += self.taste_basis @ taste
-        return rewards
+        return replace(rewards, common=self.taste_basis @ taste) if taste.size else rewards
 
     def encode(self, rewards: Rewards) -> Array:
         static = rewards.static.astype(np.float64)
@@ -222,8 +235,7 @@ class TokenPreferences:
         if self.basis is None:
             return Rewards(np.asarray(z, np.float32), np.zeros(self.vehicles, np.float32))
         gain = np.float32(np.sqrt(self._connections / self.basis.shape[1]))
-        static = ((gain * z[:, :-1]) @ self.basis.T).astype(np.float32)
-        return Rewards(static, (UNIT * z[:, -1]).astype(np.float32))
+        return Rewards(gain * z[:, :-1], (UNIT * z[:, -1]).astype(np.float32), self.basis.T)
 
     def encode(self, rewards: Rewards) -> Array:
         if self.basis is None:

@@ -15,7 +15,13 @@ from throng.policies.features import STATIC, fit_scaler, static_features
 from throng.policies.learners import LearnerSettings
 from throng.policies.navigation import FLOOR, RouterName, route_vehicles
 from throng.policies.policy import JunctionPolicy, Navigation, Navigator, concatenate
-from throng.policies.preferences import HierarchicalPreferences, Rewards, od_groups, rewards_of_weights
+from throng.policies.preferences import (
+    HierarchicalPreferences,
+    Rewards,
+    TokenPreferences,
+    od_groups,
+    rewards_of_weights,
+)
 from throng.scenarios.demand import Demand, Routes
 from throng.scenarios.network import TURNS, RoadNetwork
 from throng.scenarios.scenario import Scenario
@@ -174,6 +180,34 @@ def test_chunks_do_not_show(town: Scenario, navigation: Navigation, monkeypatch:
     for chunk in (1, 37, len(town.demand)):
         monkeypatch.setattr(policy_module, "CHUNK", chunk)
         assert _same(navigator.routes(rewards, queue), whole)
+
+
+@pytest.mark.parametrize("tokens", [None, 16])
+def test_memory_is_that_of_a_chunk(town: Scenario, tokens: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of all vehicles on all connections, of which a city has gigabytes."""
+    network, count = town.network, len(town.demand)
+    model = _model(town) if tokens is None else TokenPreferences(network, _phi(town), count, tokens)
+    navigator = Navigator(network, town.demand, town.begin, Navigation())
+    z = np.random.default_rng(0).standard_normal(model.shape, dtype=np.float32)
+    queue = np.random.default_rng(1).poisson(2, (network.road_count, town.minutes)).astype(np.float32)
+    navigator.calibrate(model)
+    whole = navigator.routes(model.decode(z), queue)
+    made: list[int] = []
+    static = Rewards.static.fget
+    assert static is not None
+
+    def watched(rewards: Rewards) -> Array:
+        table: Array = static(rewards)
+        made.append(len(table))
+        return table
+
+    monkeypatch.setattr(Rewards, "static", property(watched))
+    monkeypatch.setattr(policy_module, "CHUNK_BYTES", 4 * network.connection_count * 7)
+    assert _same(navigator.routes(model.decode(z), queue), whole)
+    assert made == [7] * (count // 7) + [count % 7] * (count % 7 > 0)
+    made.clear()
+    navigator.calibrate(model)
+    assert set(made) == {min(count, policy_module.CALIBRATION_VEHICLES)}
 
 
 def test_concatenated_routes_are_those_of_the_parts() -> None:
