@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,10 +39,14 @@ def _free_ports(count: int) -> list[int]:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of the job server of a head of our own, ended by its process."""
     port, dashboard, agent = _free_ports(3)
+    # Ray tells jobs the address of the cluster that was begun last below the temporary folder, which another test's may be.
+    # Not pytest's folder: names of sockets may not be that long.
+    own = tempfile.mkdtemp(prefix="ray-")
     log = tmp_path_factory.mktemp("head") / "log"
     command = [
         str(RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
         f"--dashboard-agent-listen-port={agent}", f"--object-store-memory={200 * 2**20}",
+        f"--temp-dir={own}",
     ]  # fmt: skip
     with log.open("w") as out:
         head = subprocess.Popen(command, env=os.environ | TOKEN, stdout=out, stderr=subprocess.STDOUT)
@@ -49,6 +55,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         head.terminate()
         head.wait(60)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
