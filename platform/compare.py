@@ -221,13 +221,15 @@ def write_result(
 def curves(scores: list[Score]) -> Figure:
     """Error of the best so far against simulations used: median over runs, and their range.
 
-    Of several truths, which differ in level: the error as a share of what lies between prior and seed floor.
+    Of several truths, which differ in level: the error as a share of what lies between prior and seed floor, those of the
+    first method for all.
     """
     ends = ("seed-floor", "prior")
     shares = len({one.truth for one in scores}) > 1 and all(end in one.references for one in scores for end in ends)
+    first = {(one.truth, one.seed): one.references for one in reversed(scores)}
 
     def level(one: Score, error: Any) -> Any:
-        floor, prior = (one.references[end] for end in ends) if shares else (0.0, 1.0)
+        floor, prior = (first[one.truth, one.seed][end] for end in ends) if shares else (0.0, 1.0)
         return (error - floor) / (prior - floor)
 
     figure = Figure(figsize=(9.5, 5.2), dpi=150, layout="constrained")

@@ -48,7 +48,7 @@ def packed(what: Any) -> bytes:
     return pickle.dumps(what, protocol=5)
 
 
-def on_cpu(problem: Problem) -> Problem:
+def _on_cpu(problem: Problem) -> Problem:
     """The problem as an actor without a GPU works on it."""
     return replace(problem, learner=replace(problem.learner, device="cpu"))
 
@@ -94,14 +94,14 @@ class RolloutActor(Actor):
     def __init__(self, problem: Problem, replan: Replan, deadline: float) -> None:
         _one_thread(problem)
         self._way = (replan, deadline)
-        self._simulators = {"": Simulator(on_cpu(problem), replan, deadline)}
+        self._simulators = {"": Simulator(_on_cpu(problem), replan, deadline)}
 
     def simulate(self, message: bytes, learnt: tuple[Any, ...], world: World | None = None) -> list[Rollout]:
         """Simulates jobs of one world, with the routes that `learnt` refers to, if any."""
         jobs: list[Job] = pickle.loads(message)
         name = "" if world is None else world.name
         if world is not None and name not in self._simulators:
-            self._simulators[name] = Simulator(on_cpu(world.problem()), *self._way)
+            self._simulators[name] = Simulator(_on_cpu(world.problem()), *self._way)
         simulator = self._simulators[name]
         routes: list[Routes | None] = [None] * len(jobs)
         try:

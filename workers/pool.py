@@ -138,8 +138,9 @@ class RayPool:
     def pulse(self, fleet: Fleet) -> None:
         """What fleets call while they wait.
 
-        Rollout workers make room for learners and the reward service, one by one: where a node was lost they may hold all
-        that is left. They come back with the next simulations.
+        Rollout workers make room for learners and the reward service: where a node was lost they may hold all that is left.
+        Now and then one of them leaves, and those that wait for room themselves, who would take its place. They come back
+        with the next simulations.
         """
         self._pulse(fleet)
         if fleet is self.rollouts:

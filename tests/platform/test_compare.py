@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cma
@@ -174,6 +175,27 @@ def test_a_curve_never_rises(compared: tuple[Path, list[Score]]) -> None:
         assert (np.diff([error for _, error in one.curve]) <= 0).all()
     drawn = np.asarray(lines[0].get_ydata())
     assert drawn[-1] == pytest.approx(np.median([one.curve[-1][1] for one in scores if one.method == "masdiff"]))
+
+
+def test_curves_of_several_truths_are_shares_between_prior_and_floor(compared: tuple[Path, list[Score]]) -> None:
+    """Of the first method's prior, for all methods: a truth of another level and scale changes no line."""
+    scores = [one for one in compared[1] if one.seed == 0]
+    others = [
+        replace(
+            one,
+            truth=1,
+            curve=tuple((x, 3 * y + 5) for x, y in one.curve),
+            references={name: 3 * error + 5 for name, error in one.references.items()},
+        )
+        for one in scores
+    ]
+    first = scores[0].references
+    for method, line in zip(
+        dict.fromkeys(one.method for one in scores), curves(scores + others).axes[0].get_lines(), strict=False
+    ):
+        (one,) = (one for one in scores if one.method == method)
+        gap = (one.curve[-1][1] - first["seed-floor"]) / (first["prior"] - first["seed-floor"])
+        assert np.asarray(line.get_ydata())[-1] == pytest.approx(gap)
 
 
 @pytest.fixture(scope="module")

@@ -98,11 +98,12 @@ def test_the_learner_is_the_one_that_was_asked_for(town: Path, tmp_path: Path) -
     assert load_case(load_config(own_case(town, tmp_path)), tmp_path).problem.learner == LearnerSettings()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(("key", "workers"), [("learner", 1), ("diffusion", 0)])
 def test_a_device_that_is_not_there_is_refused_before_anything_is_simulated(
-    key: str, workers: int, tmp_path: Path
+    key: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for Ray; torch may have looked already
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = load_config(
         None, ["scenario={town: {vehicles: 40, minutes: 2}}", f"{key}.device=cuda", f"workers.rollouts={workers}"]
     )
