@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,7 +26,8 @@ from throng.platform.store import RunStore
 from throng.platform.target import Target
 from throng.platform.workbench import workbench
 from throng.policies.diffusion import DiffusionSettings
-from throng.workers.fleet import Rules
+from throng.workers.fleet import Failure, Rules
+from throng.workers.placement import cpus_for
 from throng.workers.pool import LocalPool, Pool, RayPool
 from throng.workers.reward import RewardClient
 from throng.workers.simulator import Job
@@ -41,16 +43,29 @@ def silent() -> Progress:
     return Progress(Console(file=io.StringIO()))
 
 
-def simulate_all(pool: Pool, jobs: list[Job]) -> None:
+@dataclass(frozen=True)
+class Throughput:
+    """How fast a pool simulates."""
+
+    rate: float  # rollouts per second
+    inside: float  # seconds in rollouts per second: workers that are at work
+    cpu: float  # seconds of a rollout, whichever process spends them
+
+
+def simulate_all(pool: Pool, jobs: list[Job]) -> Throughput:
     """Simulates jobs that have to succeed."""
-    failed = [key for key, result in pool.simulate(jobs) if not hasattr(result, "macro")]
-    if failed:
-        raise RuntimeError(f"simulations failed: {', '.join(failed)}")
+    began, spent, inside = time.perf_counter(), family_cpu(), 0.0
+    for key, result in pool.simulate(jobs):
+        if isinstance(result, Failure):
+            raise RuntimeError(f"simulation {key} failed: {result.error}")
+        inside += result.seconds
+    wall = time.perf_counter() - began
+    return Throughput(len(jobs) / wall, inside / wall, (family_cpu() - spent) / len(jobs))
 
 
 def ray_workers(quick: bool) -> list[Result]:
     """Rollouts per second of two workers on Ray, against twice those of one in this process in between."""
-    with session("local", WORKERS):
+    with session("local", cpus_for(WORKERS, None)):
         return [_workers(quick, WORKERS, f"Ray, {WORKERS} workers / twice one in process")]
 
 
@@ -70,42 +85,33 @@ def _workers(quick: bool, workers: int, name: str) -> Result:
     """Of the Ray that this process is connected to; linear is to the cores that there are."""
     home = town(1557)
     problem = home.case.problem
-    few, times = (2, 2) if quick else (4, 4)
-    jobs = [Job(f"{i}", SEED + i % few, z=home.z, queue=home.queue) for i in range(few * times)]
-    rounds = 1 if quick else 4
+    few, each = (2, 2) if quick else (4, 8)
+    jobs = [Job(f"{i}", SEED + i % few, z=home.z, queue=home.queue) for i in range(each * workers)]
+    rounds = 1 if quick else 6
     local = LocalPool(problem, "pretrip", DEADLINE)
-    alone: list[tuple[float, float]] = []
-    together: list[tuple[float, float]] = []
     pressure = Pressure()
     pool = RayPool(problem, "pretrip", Rules(DEADLINE), lambda: workers)
     simulate_all(pool, jobs[: 2 * workers])
-    simulate_all(local, jobs[:1])
+    alone = [simulate_all(local, jobs[:few])]
+    together: list[Throughput] = []
     for _ in range(rounds):
-        alone.append(_rate(local, jobs[:few]))
-        together.append(_rate(pool, jobs))
-    alone.append(_rate(local, jobs[:few]))
+        together.append(simulate_all(pool, jobs))
+        alone.append(simulate_all(local, jobs[:few]))
     pool.close()
     local.close()
     arguments = options(home, home.routes, "pretrip")
     machine = _machine_scaling(arguments, 2 if quick else 5)
-    (rates, costs), (rates_alone, costs_alone) = zip(*together, strict=True), zip(*alone, strict=True)
     linear = min(workers, cpus())
-    value = median(rates) / (linear * median(rates_alone))
+    # Others use this machine, too: each round is compared with what came just before and just after it.
+    ratios = [2 * one.rate / linear / (alone[i].rate + alone[i + 1].rate) for i, one in enumerate(together)]
     detail = (
-        f"median of {rounds} rounds over median of {rounds + 1} ({len(jobs)} rollouts on {workers} workers, "
-        f"{few} in process); best over best {max(rates) / (linear * max(rates_alone)):.3f}; "
-        f"CPU of a rollout in process / through Ray, all its processes counted: "
-        f"{median(costs_alone) / median(costs):.3f}; two plain sumo at once reach {machine:.3f} of "
-        f"twice one here; {pressure}"
+        f"median of {rounds} rounds ({min(ratios):.2f} to {max(ratios):.2f}) of {len(jobs)} rollouts on {workers} workers, "
+        f"each against {few} in process before and {few} after it; of the workers' time, "
+        f"{median(one.inside / workers for one in together):.3f} is in rollouts; CPU of a rollout in process / through Ray, "
+        f"all its processes counted: {median(one.cpu for one in alone) / median(one.cpu for one in together):.3f}; "
+        f"two plain sumo at once reach {machine:.3f} of twice one here; {pressure}"
     )
-    return Result(name, value, 0.85, "higher", detail)
-
-
-def _rate(pool: Pool, jobs: list[Job]) -> tuple[float, float]:
-    """Rollouts per second, and CPU seconds of a rollout, whichever process spends them."""
-    began, spent = time.perf_counter(), family_cpu()
-    simulate_all(pool, jobs)
-    return len(jobs) / (time.perf_counter() - began), (family_cpu() - spent) / len(jobs)
+    return Result(name, median(ratios), 0.85, "higher", detail)
 
 
 def _machine_scaling(arguments: list[str], rounds: int) -> float:

@@ -224,7 +224,9 @@ class WorkersConfig(Settings):
         ge=1,
         description="learners; default: one for every 16 workers, which is enough for vi; dqn and iql want more",
     )
-    memory: int = Field(512, ge=1, description="MiB that Ray reserves for each SUMO worker")
+    memory: int = Field(
+        512, ge=1, description="MiB that Ray reserves for each SUMO worker, each learner and the reward service"
+    )
     address: str = Field(
         "local", description="local: start Ray here (in a job: its cluster); auto or ray://…: use a running one"
     )

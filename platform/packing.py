@@ -169,7 +169,9 @@ def _code(folder: Path) -> None:
             shutil.copy(ROOT / name, source)
         for package in settings["tool"]["setuptools"]["packages"]:
             part = Path(*package.split(".")[1:])
-            shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+            )
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
         built = subprocess.run(
             [*command, "--no-build-isolation", "--wheel-dir", scratch, str(source)],

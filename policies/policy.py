@@ -6,6 +6,7 @@ Vehicles are taken in chunks, so that a city of 100,000 vehicles needs memory fo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,16 +112,20 @@ class Navigator:
     def routes(self, rewards: Rewards, queue: Array) -> Routes:
         """Routes of all vehicles, learnt at the traffic state `queue [roads, minutes]` of their departure minute."""
         parts = []
-        count = len(self.demand.ids)
-        chunk = min(CHUNK, max(1, CHUNK_BYTES // (4 * self.network.connection_count)))
-        for start in range(0, count, chunk):
-            rows = slice(start, min(start + chunk, count))
+        for rows in chunks(len(self.demand.ids), self.network.connection_count):
             base = self._base(rewards.take(rows), queue, self.minute[rows])
             bonus = Bonus(base, self.gain, self.advantage, temperature=self.learner.temperature)
             origin, destination = self.demand.origin[rows], self.demand.destination[rows]
             router = self.navigation.router
             parts.append(route_vehicles(self.network, origin, destination, bonus, router, self.ahead))
         return concatenate(parts)
+
+
+def chunks(vehicles: int, connections: int) -> Iterator[slice]:
+    """Vehicles in such numbers that a table of them and the connections is small."""
+    chunk = min(CHUNK, max(1, CHUNK_BYTES // (4 * max(1, connections))))
+    for start in range(0, vehicles, chunk):
+        yield slice(start, min(start + chunk, vehicles))
 
 
 def concatenate(parts: list[Routes]) -> Routes:

@@ -9,7 +9,7 @@ network has (`features.py`), so that new and redirected connections get rewards 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..scenarios.errors import InputError
 from ..scenarios.network import RoadNetwork
 from .features import FEATURES, FeatureScaler, static_features
-from .policy import Navigator
+from .policy import Navigator, chunks
 from .preferences import UNIT, Array, HierarchicalPreferences, PreferenceModel, Rewards, rewards_of_weights
 from .problem import Problem
 
@@ -44,13 +44,22 @@ def recover(model: PreferenceModel, z: Array, phi: Array, seed: int = 0) -> Reco
     `token` and `table` the least-squares fit of the rewards on the features `phi [connections, static]`.
     """
     rewards = model.decode(z)
+    seen = np.random.default_rng(seed).permutation(len(phi)) >= round(HELD_OUT * len(phi))
+    weights = model.weights(z) if isinstance(model, HierarchicalPreferences) else None
+    parts = [
+        _recover(rewards.take(rows), phi, seen, None if weights is None else weights[rows])
+        for rows in chunks(len(rewards.queue_weight), len(phi))
+    ]
+    return Recovered(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Recovered)))
+
+
+def _recover(rewards: Rewards, phi: Array, seen: NDArray[np.bool_], weights: Array | None) -> Recovered:
+    """Of some vehicles, whose weights may be known."""
     table = rewards.static.astype(np.float64)
-    if isinstance(model, HierarchicalPreferences):
-        weights = model.weights(z)
+    if weights is not None:
         r2 = _r2(table, rewards_of_weights(weights, phi).static)
         return Recovered(weights, r2, r2)
     basis = phi.astype(np.float64)
-    seen = np.random.default_rng(seed).permutation(len(phi)) >= round(HELD_OUT * len(phi))
     part = _fit(basis[seen], table[:, seen])
     static = _fit(basis, table)
     weights = (np.column_stack([static, rewards.queue_weight]) / UNIT).astype(np.float32)

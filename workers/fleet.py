@@ -76,6 +76,7 @@ class _Run:
     source: Iterator[tuple[Hashable, tuple[Any, ...]] | None]
     method: str
     check: Callable[[Any], str]
+    count: Callable[[Any], int]
     lent: bool
     again: deque[Call] = field(default_factory=deque)  # to be tried again
     answers: deque[tuple[Hashable, Any]] = field(default_factory=deque)
@@ -175,6 +176,7 @@ class Fleet:
         method: str,
         calls: Iterable[tuple[Hashable, tuple[Any, ...]] | None],
         check: Callable[[Any], str] = lambda _: "",
+        count: Callable[[Any], int] = lambda _: 1,
         wait: bool = True,
         lent: bool = False,
     ) -> Iterator[tuple[Hashable, Any]]:
@@ -185,6 +187,7 @@ class Fleet:
             calls: keys and arguments, drawn lazily, as actors have room: a generator that makes work is never far ahead.
                 None says that there is none yet.
             check: what is wrong with a result; such a one counts as an error.
+            count: how many answers a result is to the rules.
             wait: for answers; otherwise yields `None` when there is none yet.
             lent: the method answers in two parts (`ray.method(num_returns=2)`); only the first, which is checked, comes here,
                 and the reference of the second is yielded in place of a result: for others to fetch, if it is still there.
@@ -192,7 +195,7 @@ class Fleet:
         for member in self._members:  # a run that nobody listened to until its end
             member.forget()
         self._open = OrderedDict.fromkeys(m for m in self._members if m.state is State.HEALTHY)
-        run = self._run = _Run(iter(calls), method, check, lent)
+        run = self._run = _Run(iter(calls), method, check, count, lent)
         self._hear(0.0)
         self._dispatch(run)
         return self._answers(run, wait)
@@ -324,13 +327,14 @@ class Fleet:
                 return
             member.settle(reference)
             run.answers.append((call.key, call.part if call.lent else result))
-            self._answered += 1
-            member.answers += 1
+            before, count = member.answers, run.count(result)
+            self._answered += count
+            member.answers += count
             member.errors = member.losses = 0
             rules = self.rules
             if rules.answers is not None and member.answers >= rules.answers:
                 self._retire(member, replace=True)
-            elif rules.growth is not None and member.answers % LOOK_EVERY == 0:
+            elif rules.growth is not None and member.answers // LOOK_EVERY > before // LOOK_EVERY:
                 member.ask(Call(MEMORY, (MEMORY, ()), own=True))
         self._reopen(member)
 

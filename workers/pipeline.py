@@ -218,7 +218,7 @@ class Pipeline:
             for message in given:
                 yield message, (packed(message.jobs), (), world(message))
 
-        for message, result in self._rollouts.run("simulate", learnt(), check=_flaw):
+        for message, result in self._rollouts.run("simulate", learnt(), check=_flaw, count=len):
             assert isinstance(message, _Message)
             yield message, result
         yield from refused

@@ -51,14 +51,16 @@ class Reservation:
 
     Args:
         devices: of each of them, as torch names them: cpu or cuda. Those that want a GPU share those that there are.
+        memory: MiB of each.
     """
 
-    def __init__(self, devices: Sequence[str], patience: float = PATIENCE) -> None:
+    def __init__(self, devices: Sequence[str], memory: int = MEMORY, patience: float = PATIENCE) -> None:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         wanting = sum(_wants_gpu(device) for device in devices)
         self._gpu = 1.0 / math.ceil(wanting / max(1.0, resources.get("GPU", 0.0))) if wanting else 0.0
+        self._memory = memory << 20
         self._bundles = [
-            {"CPU": SHARE, "memory": float(MEMORY << 20)} | ({"GPU": self._gpu} if _wants_gpu(device) else {})
+            {"CPU": SHARE, "memory": float(self._memory)} | ({"GPU": self._gpu} if _wants_gpu(device) else {})
             for device in devices
         ]
         self._patience = patience
@@ -85,7 +87,7 @@ class Reservation:
         return {
             "num_cpus": SHARE,
             "num_gpus": self._gpu if _wants_gpu(device) else 0,
-            "memory": MEMORY << 20,
+            "memory": self._memory,
             "max_task_retries": 0,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group),
         }

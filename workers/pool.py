@@ -92,7 +92,7 @@ class RayPool:
         room: how many rollout actors there shall be, asked before simulations begin.
         learners: how many; by default as many as exact ones have to be for the rollouts that there are at first.
         reward_device: of the reward service, whose room is reserved with the learners'.
-        memory: MiB that Ray reserves for a rollout actor.
+        memory: MiB that Ray reserves for each actor.
         pulse: called several times a second while results are waited for, with the fleet that waits.
     """
 
@@ -110,7 +110,7 @@ class RayPool:
         shared = ray.put(problem)  # by the driver, the owner of everything
         learners = learners or learners_for(room())
         device = problem.learner.device
-        self.reservation = Reservation([device] * learners + [reward_device])
+        self.reservation = Reservation([device] * learners + [reward_device], memory)
         rollout_class = ray.remote(RolloutActor)
         learner_class = ray.remote(LearnerActor)
 

@@ -88,7 +88,7 @@ def _sets(*more: str) -> list[str]:
 def test_a_cancelled_job_goes_on_where_it_stopped(throng: Throng) -> None:
     """Submitted, found again, cancelled after a generation; the same command starts a second job, which finishes the run."""
     where: Path = throng.where  # type: ignore[attr-defined]
-    command = ["run", *_sets("search.budget=60", "search.patience=100"), "--out", "runs/mine"]
+    command = ["run", *_sets("search.budget=30", "search.patience=100"), "--out", "runs/mine"]
     first = throng("submit", "--no-wait", "--", *command)
     assert first.returncode == 0, first.stderr
     job = first.stdout.split()[1]

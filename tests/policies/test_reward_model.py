@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from throng.policies.features import FEATURES, STATIC, fit_scaler, static_features
 from throng.policies.policy import Navigation
-from throng.policies.preferences import HierarchicalPreferences, TokenPreferences
+from throng.policies.preferences import HierarchicalPreferences, Rewards, TokenPreferences
 from throng.policies.problem import LatentSettings, Problem
 from throng.policies.reward_model import (
+    Recovered,
     RewardModels,
     TransferProblem,
     WeightPreferences,
@@ -71,6 +72,24 @@ def test_tokens_within_the_features_are_recovered_and_others_in_part(town: Scena
     assert found.r2_held_out.min() > 0.99
     larger = TokenPreferences(town.network, phi, 50, rank + 20)
     assert recover(larger, draw(larger.shape), phi).r2.mean() < 0.7
+
+
+@pytest.mark.parametrize("kind", ["hier", "token"])
+def test_vehicles_are_recovered_chunk_by_chunk(
+    town: Scenario, phi: Array, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A city's table of rewards is never held at once."""
+    model = problem(town).preference_model() if kind == "hier" else TokenPreferences(town.network, phi, 50, 30)
+    z = draw(model.shape)
+    whole = recover(model, z, phi)
+    monkeypatch.setattr("throng.policies.policy.CHUNK", 7)
+    seen: list[int] = []
+    take = Rewards.take
+    monkeypatch.setattr(Rewards, "take", lambda self, rows: seen.append(rows.stop - rows.start) or take(self, rows))
+    parts = recover(model, z, phi)
+    assert max(seen) == 7
+    for one in fields(Recovered):
+        np.testing.assert_allclose(getattr(parts, one.name), getattr(whole, one.name), rtol=1e-5, atol=1e-5)
 
 
 def test_an_iid_table_has_no_more_in_it_than_chance(town: Scenario, phi: Array) -> None:

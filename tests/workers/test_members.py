@@ -228,6 +228,14 @@ def test_an_actor_is_exchanged_after_its_answers(make_fleet: MakeFleet, marks: P
     assert len(list(marks.glob("parted.*"))) >= len(counts) - 2
 
 
+def test_an_answer_may_count_for_several(make_fleet: MakeFleet) -> None:
+    """A message of several simulations is as many of what `workers.recycle_after` counts."""
+    fleet = make_fleet(answers=4, restarts=0)
+    answered = [pid for _, pid in fleet.run("pid", ((i, ()) for i in range(8)), count=lambda _: 3)]
+    assert len(set(answered)) >= 3, "after two, and what was queued behind them"
+    assert max(answered.count(pid) for pid in answered) <= 3
+
+
 def test_nobody_waits_for_who_does_not_part(make_fleet: MakeFleet, marks: Path) -> None:
     """It hangs when it should tidy up: the run ends without it, and its seat is taken before the next."""
     (marks / "clings").touch()

@@ -78,9 +78,14 @@ def test_one_bad_job_of_a_message_harms_no_other(
     assert not isinstance(first, Failure)
     monkeypatch.setattr(pipeline_module, "MESSAGES", 0.01)
     assert there._pipeline._at_once(2) > 20
+    messages: list[int] = []
+    flaw = pipeline_module._flaw
+    monkeypatch.setattr(pipeline_module, "_flaw", lambda found: messages.append(len(found)) or flaw(found))
     before = there.rollouts._answered
     found = dict(there.simulate(jobs))
-    assert there.rollouts._answered - before < 18
+    assert len(messages) < 18
+    done = sum(not isinstance(one, Failure) for one in found.values())
+    assert there.rollouts._answered - before == sum(messages) == done, "budgets count simulations"
     assert sorted(found) == sorted(job.key for job in jobs)
     expected = {}
     for job in jobs:
