@@ -88,26 +88,6 @@ def _start(options: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen([str(SUMO), *options], stdout=subprocess.DEVNULL, env=environment)
 
 
-def family_cpu() -> float:
-    """CPU seconds so far of this process and its living descendants: with Ray, of the whole session."""
-    parent: dict[int, int] = {}
-    spent: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        pid = int(path.parent.name)
-        parent[pid], spent[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
-    ticks = 0
-    for pid in parent:
-        above = pid
-        while above in parent and above != os.getpid():
-            above = parent[above]
-        ticks += spent[pid] if above == os.getpid() else 0
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def in_turns(rounds: int, calls: Mapping[str, Callable[[], Cost]]) -> dict[str, list[Cost]]:
     """Every call once per round, round after round; an extra round before them is not counted."""
     for call in calls.values():

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import math
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
-from measure import Cost, Pressure, Result, family_cpu, here, in_turns, plain_sumo, ratio
+from measure import Cost, Pressure, Result, here, in_turns, plain_sumo, ratio
 from ray.cluster_utils import Cluster
 from rich.console import Console
 from rollouts import options
@@ -26,6 +27,7 @@ from throng.platform.store import RunStore
 from throng.platform.target import Target
 from throng.platform.workbench import workbench
 from throng.policies.diffusion import DiffusionSettings
+from throng.policies.problem import Problem
 from throng.workers.fleet import Failure, Rules
 from throng.workers.placement import cpus_for
 from throng.workers.pool import LocalPool, Pool, RayPool
@@ -49,24 +51,23 @@ class Throughput:
 
     rate: float  # rollouts per second
     inside: float  # seconds in rollouts per second: workers that are at work
-    cpu: float  # seconds of a rollout, whichever process spends them
 
 
 def simulate_all(pool: Pool, jobs: list[Job]) -> Throughput:
     """Simulates jobs that have to succeed."""
-    began, spent, inside = time.perf_counter(), family_cpu(), 0.0
+    began, inside = time.perf_counter(), 0.0
     for key, result in pool.simulate(jobs):
         if isinstance(result, Failure):
             raise RuntimeError(f"simulation {key} failed: {result.error}")
         inside += result.seconds
     wall = time.perf_counter() - began
-    return Throughput(len(jobs) / wall, inside / wall, (family_cpu() - spent) / len(jobs))
+    return Throughput(len(jobs) / wall, inside / wall)
 
 
 def ray_workers(quick: bool) -> list[Result]:
-    """Rollouts per second of two workers on Ray, against twice those of one in this process in between."""
+    """Rollouts per second of two workers on Ray, against as many processes that know nothing of each other."""
     with session("local", cpus_for(WORKERS, None)):
-        return [_workers(quick, WORKERS, f"Ray, {WORKERS} workers / twice one in process")]
+        return [_workers(quick, WORKERS, f"Ray, {WORKERS} workers / {WORKERS} processes without Ray")]
 
 
 def nodes(quick: bool) -> list[Result]:
@@ -76,53 +77,61 @@ def nodes(quick: bool) -> list[Result]:
         for _ in range(NODES):
             cluster.add_node(num_cpus=1, labels={"ray.io/market-type": "spot"})
         with session(cluster.address, 0):
-            return [_workers(quick, NODES, f"Ray, {NODES} nodes of a worker / linear to {min(NODES, cpus())} cores")]
+            return [_workers(quick, NODES, f"Ray, {NODES} nodes of a worker / a process on every core")]
     finally:
         cluster.shutdown()
 
 
 def _workers(quick: bool, workers: int, name: str) -> Result:
-    """Of the Ray that this process is connected to; linear is to the cores that there are."""
+    """Of the Ray that this process is connected to. Linear is what the cores there are yield without it."""
     home = town(1557)
     problem = home.case.problem
-    few, each = (2, 2) if quick else (4, 8)
-    jobs = [Job(f"{i}", SEED + i % few, z=home.z, queue=home.queue) for i in range(each * workers)]
+    each = 2 if quick else 8
+    jobs = [Job(f"{i}", SEED + i % 4, z=home.z, queue=home.queue) for i in range(each * workers)]
     rounds = 1 if quick else 6
-    local = LocalPool(problem, "pretrip", DEADLINE)
+    processes = min(workers, cpus())
     pressure = Pressure()
     pool = RayPool(problem, "pretrip", Rules(DEADLINE), lambda: workers)
-    simulate_all(pool, jobs[: 2 * workers])
-    alone = [simulate_all(local, jobs[:few])]
-    together: list[Throughput] = []
-    for _ in range(rounds):
-        together.append(simulate_all(pool, jobs))
-        alone.append(simulate_all(local, jobs[:few]))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, _open_alone, (problem,)) as apart:
+
+        def without_ray(processes: int) -> float:
+            """Rollouts per second."""
+            began = time.perf_counter()
+            for _ in apart.map(_simulate_alone, [jobs[i::workers] for i in range(processes)]):
+                pass
+            return processes * each / (time.perf_counter() - began)
+
+        simulate_all(pool, jobs[: 2 * workers])
+        without_ray(processes)
+        without = [without_ray(processes)]
+        together: list[Throughput] = []
+        alone: list[float] = []
+        for _ in range(rounds):
+            together.append(simulate_all(pool, jobs))
+            alone.append(without_ray(1))
+            without.append(without_ray(processes))
     pool.close()
-    local.close()
-    arguments = options(home, home.routes, "pretrip")
-    machine = _machine_scaling(arguments, 2 if quick else 5)
-    linear = min(workers, cpus())
     # Others use this machine, too: each round is compared with what came just before and just after it.
-    ratios = [2 * one.rate / linear / (alone[i].rate + alone[i + 1].rate) for i, one in enumerate(together)]
+    ratios = [2 * one.rate / (without[i] + without[i + 1]) for i, one in enumerate(together)]
     detail = (
         f"median of {rounds} rounds ({min(ratios):.2f} to {max(ratios):.2f}) of {len(jobs)} rollouts on {workers} workers, "
-        f"each against {few} in process before and {few} after it; of the workers' time, "
-        f"{median(one.inside / workers for one in together):.3f} is in rollouts; CPU of a rollout in process / through Ray, "
-        f"all its processes counted: {median(one.cpu for one in alone) / median(one.cpu for one in together):.3f}; "
-        f"two plain sumo at once reach {machine:.3f} of twice one here; {pressure}"
+        f"each against {processes} processes before and after it; of the workers' time, "
+        f"{median(one.inside / workers for one in together):.3f} is in rollouts; those {processes} processes at once reach "
+        f"{median(without) / (processes * median(alone)):.2f} of {processes} times one; {pressure}"
     )
     return Result(name, median(ratios), 0.85, "higher", detail)
 
 
-def _machine_scaling(arguments: list[str], rounds: int) -> float:
-    """What this machine lets two processes have: throughput of two plain binaries at once, over twice one."""
+_alone: list[LocalPool] = []  # of a process of `_workers`
 
-    def two() -> Cost:
-        with ThreadPoolExecutor(WORKERS) as threads:
-            return here(lambda: list(threads.map(plain_sumo, [arguments] * WORKERS)))
 
-    costs = in_turns(rounds, {"one": lambda: plain_sumo(arguments), "two": two})
-    return min(one.wall for one in costs["one"]) / min(two.wall for two in costs["two"])
+def _open_alone(problem: Problem) -> None:
+    _alone.append(LocalPool(problem, "pretrip", DEADLINE))
+
+
+def _simulate_alone(jobs: list[Job]) -> None:
+    simulate_all(_alone[0], jobs)
 
 
 class Recorded(Simulations):

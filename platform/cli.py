@@ -1,4 +1,4 @@
-"""The command line: `throng run`, `report`, `evaluate`, `status`, `scenario …`; others are in cli_studies and cli_jobs."""
+"""The command line: `throng run`, `report`, `evaluate`, `status`, `scenario …`; the rest is in the other files cli_*."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 from typer.exceptions import Abort, TyperException
 
 from ..scenarios.errors import InputError
-from . import cli_jobs, cli_studies
+from . import cli_jobs, cli_scenes, cli_studies
 from .cli_options import ConfigPath, Overrides, Profile, RunPath, console
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app = typer.Typer(
 scenario_app = typer.Typer(no_args_is_help=True, help="Look at scenarios before learning from them.")
 app.add_typer(scenario_app, name="scenario")
 app.add_typer(cli_jobs.job_app, name="job")
+app.add_typer(cli_scenes.scenes_app, name="scenes")
 for command in (cli_studies.whatif, cli_studies.compare, cli_studies.validate, cli_jobs.submit):
     app.command()(command)
 INTERRUPTED = 130
