@@ -73,11 +73,11 @@ def show(
     if step is not None and step >= found.steps:
         raise InputError(f"{path}: --step {step}, but {found.name} has {found.steps} steps, counted from 0")
     out.mkdir(parents=True, exist_ok=True)
-    picture(found, step).savefig(out / f"{found.name}.png")
-    (out / f"{found.name}.html").write_text(animation(found))
+    picture(found, step).savefig(out / f"{found.stem}.png")
+    (out / f"{found.stem}.html").write_text(animation(found))
     console.print(str(found), highlight=False, soft_wrap=True)
     for suffix in ("png", "html"):
-        console.print(f"{out / found.name}.{suffix}", highlight=False, soft_wrap=True)
+        console.print(f"{out / found.stem}.{suffix}", highlight=False, soft_wrap=True)
 
 
 @scenes_app.command("from-sumo")

@@ -58,7 +58,7 @@ def scenes_from_sumo(
         network = SumoMap(net)
         progress.phase("simulating")
         for scene in _simulated(network, options, name, Path(scratch) / "sumo.log", wanted):
-            path = out / f"{scene.name}{SUFFIX}"
+            path = out / f"{scene.stem}{SUFFIX}"
             save_scene(scene, path)
             written.append(path)
             progress.advance(len(written) / wanted.count, f"{len(written)} of {wanted.count} scenes")

@@ -83,7 +83,7 @@ def _scene(held: list[Moment], network: SumoMap, name: str, place: Array, cut: C
     met = {one: moment.kind[i] for moment, near in zip(held, within, strict=True)
            for i, one in enumerate(moment.ids) if near[i]}  # fmt: skip
     times = np.array([moment.time for moment in held])
-    where = f"{name}@{times[0]:.0f}s-{place[0]:.0f}-{place[1]:.0f}"
+    where = f"{name}@{round(times[0], 2):g}s-{place[0]:.0f}-{place[1]:.0f}"
     found = empty(where, SOURCE, times, cut.history, list(met), met.values())
     row = {one: i for i, one in enumerate(met)}
     for step, (moment, near) in enumerate(zip(held, within, strict=True)):

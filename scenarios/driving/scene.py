@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from pathlib import Path
@@ -93,6 +94,11 @@ class Scene:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.agents} agents, {self.steps} steps of {self.step:g} s, {self.lines} polylines"
+
+    @property
+    def stem(self) -> str:
+        """The name as a file may have it: a recording may say anything."""
+        return re.sub(r"[^\w@.-]|^\.+", "_", self.name) or "scene"
 
     @property
     def agents(self) -> int:

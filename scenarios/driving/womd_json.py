@@ -84,7 +84,8 @@ def _in_degrees(found: Recording) -> bool:
     if not moving.any():
         return bool(np.abs(found.yaw[found.valid]).max(initial=0.0) > 2 * np.pi)
     direction = np.arctan2(found.velocity[moving][:, 1], found.velocity[moving][:, 0])
-    radians, degrees = (np.cos(yaw - direction).mean() for yaw in (found.yaw[moving], np.radians(found.yaw[moving])))
+    yaw = found.yaw[moving]
+    radians, degrees = (np.abs(np.cos(one - direction)).mean() for one in (yaw, np.radians(yaw)))
     return bool(degrees > radians)
 
 
