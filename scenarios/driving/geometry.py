@@ -1,4 +1,4 @@
-"""Distances between boxes: exact, batched, differentiable.
+"""Distances between boxes, and from the edges of the road: exact, batched, differentiable.
 
 The Minkowski difference of two rectangles is an octagon, symmetric about its centre, whose edges have the directions of the
 rectangles' own. So its boundary is met by looking at four edges, those which face the origin, and nothing has to be sorted.
@@ -6,8 +6,14 @@ rectangles' own. So its boundary is met by looking at four edges, those which fa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from .edge_index import CELL, EdgeIndex
 
 
 def box_distance(one: Tensor, other: Tensor, size: Tensor, other_size: Tensor) -> Tensor:
@@ -73,3 +79,86 @@ def corners(boxes: Tensor, size: Tensor) -> Tensor:
     x, y = (half[..., None, :] * signs).unbind(-1)
     cos, sin = torch.cos(boxes[..., 2, None]), torch.sin(boxes[..., 2, None])
     return boxes[..., None, :2] + torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
+
+
+class RoadEdges:
+    """Signed distances to the edges of the roads of several scenes.
+
+    Args:
+        indices: of each scene.
+        dtype, device: of the points that will be asked for.
+    """
+
+    def __init__(
+        self, indices: Sequence[EdgeIndex], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        def joined(name: str) -> Tensor:
+            return torch.as_tensor(np.concatenate([getattr(one, name) for one in indices]), dtype=dtype, device=device)
+
+        def each(rows: list[Any], dtype: torch.dtype) -> Tensor:
+            return torch.as_tensor(np.array(rows), dtype=dtype, device=device)
+
+        along = joined("along")
+        # Of each segment: start, direction, its squared length, and the normals at both ends.
+        self._segments = torch.cat(
+            [
+                joined("start"),
+                along,
+                along.square().sum(-1, keepdim=True),
+                joined("start_normal"),
+                joined("end_normal"),
+            ],
+            -1,
+        )
+        first = np.cumsum([0] + [len(one.start) for one in indices])
+        most = max(one.candidates.shape[1] for one in indices)
+        padded = [
+            np.pad(one.candidates, ((0, 0), (0, most - one.candidates.shape[1])), mode="edge") + first[i]
+            for i, one in enumerate(indices)
+        ]
+        self._candidates = torch.as_tensor(np.concatenate(padded), dtype=torch.long, device=device)
+        self._low = each([one.low for one in indices], dtype)
+        self._cells = each([one.cells for one in indices], torch.long)
+        self._first_cell = each(np.cumsum([0] + [len(one.candidates) for one in indices])[:-1].tolist(), torch.long)
+
+    def distance(self, points: Tensor, scene: Tensor) -> Tensor:
+        """Metres to the nearest edge: positive off the road, negative on it.
+
+        Args:
+            points: `[batch, ..., 2]`.
+            scene: `[batch]`, which scene each belongs to.
+
+        Returns:
+            `[batch, ...]`. Exact within the grid; of points outside it, the distance to what may be nearest to its border.
+        """
+        shape = (-1, *[1] * (points.dim() - 2))
+        cells = self._cells[scene].view(*shape, 2)
+        with torch.no_grad():
+            place = torch.div(points - self._low[scene].view(*shape, 2), CELL, rounding_mode="floor").long()
+            place = torch.minimum(place.clamp_min(0), cells - 1)
+            cell = self._first_cell[scene].view(shape) + place[..., 0] * cells[..., 1] + place[..., 1]
+            near = self._segments[self._candidates[cell]]
+            to = points[..., None, :] - near[..., :2]
+            share = ((to * near[..., 2:4]).sum(-1) / near[..., 4]).clamp(0.0, 1.0)
+            which = (to - share[..., None] * near[..., 2:4]).square().sum(-1).argmin(-1, keepdim=True)
+            nearest = torch.take_along_dim(near, which[..., None], dim=-2).squeeze(-2)
+            share = torch.take_along_dim(share, which, dim=-1).squeeze(-1)
+            at_end = (share <= 0.0) | (share >= 1.0)
+            normal = torch.where((share < 0.5)[..., None], nearest[..., 5:7], nearest[..., 7:9])
+        to = points - nearest[..., :2]
+        along, length = nearest[..., 2:4], nearest[..., 4].sqrt()
+        across = (along[..., 1] * to[..., 0] - along[..., 0] * to[..., 1]) / length  # to the right: off the road
+        apart = to - share[..., None] * along
+        right = (apart * normal).sum(-1) < 0
+        off = torch.where(at_end, apart.square().sum(-1), torch.ones_like(length)).clamp_min(1e-20).sqrt()
+        return torch.where(at_end, torch.where(right, off, -off), across)
+
+    def box_distance(self, boxes: Tensor, size: Tensor, scene: Tensor) -> Tensor:
+        """Of the corner that is furthest out, metres (MRIC, Eq. 49 and 50): positive as soon as a box leaves the road.
+
+        Args:
+            boxes: `[batch, ..., 3]` x, y and direction.
+            size: `[batch, ..., 2]` length and width.
+            scene: `[batch]`.
+        """
+        return self.distance(corners(boxes, size), scene).amax(-1)

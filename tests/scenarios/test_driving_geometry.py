@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import shapely
 import torch
-from throng.scenarios.driving.geometry import box_distance, corners
+from throng.scenarios.driving.edge_index import edge_index
+from throng.scenarios.driving.geometry import RoadEdges, box_distance, corners
 from throng.scenarios.driving.kinematics import (
     FRONT,
     REAR,
@@ -179,3 +180,54 @@ def test_pedestrians_step_and_all_others_drive() -> None:
     standing = torch.zeros(3, requires_grad=True)
     delta(torch.zeros(4), standing, STEP).sum().backward()
     assert torch.isfinite(standing.grad).all()  # type: ignore[arg-type]
+
+
+def _places() -> tuple[list[np.ndarray], shapely.Geometry]:
+    """Edges of a crooked road with an island, the road on their left, and the road as a polygon."""
+    outer = np.array([(0, 0), (30, 0), (40, 12), (55, 12), (55, 30), (38, 30), (36, 18), (0, 20)], float)
+    island = np.array([(15, 6), (15, 12), (24, 12), (20, 9), (24, 6)], float)  # clockwise, and not convex
+    rings = [np.vstack([ring, ring[:1]]) for ring in (outer, island)]
+    return rings, shapely.Polygon(outer, [island])
+
+
+def test_distances_from_road_edges_are_exact() -> None:
+    """Anywhere on the grid: signs at corners, too, where the nearest point is an end of two segments."""
+    rings, road = _places()
+    finer = [shapely.segmentize(shapely.LineString(ring), 0.7) for ring in rings]  # as recordings have them
+    lines = [np.asarray(line.coords) for line in finer]
+    edges = RoadEdges([edge_index(lines, np.array([-20.0, -15.0]), np.array([75.0, 45.0]))], torch.float64)
+    rng = np.random.default_rng(0)
+    places = rng.uniform([-20, -15], [75, 45], (20_000, 2))
+    ours = edges.distance(torch.tensor(places)[None], torch.zeros(1, dtype=torch.long))[0].numpy()
+    points = shapely.points(places)
+    theirs = shapely.distance(road.boundary, points)
+    np.testing.assert_allclose(np.abs(ours), theirs, atol=0.011)
+    clear = theirs > 0.02
+    np.testing.assert_array_equal(ours[clear] < 0, shapely.contains(road, points)[clear])
+
+
+def test_road_edges_of_several_scenes_and_of_boxes() -> None:
+    """Each batch row asks of its own scene; a box is as far off as its worst corner; gradients are numerical ones."""
+    rings, _ = _places()
+    aside = np.array([100.0, 0.0])
+    shifted = [ring + aside for ring in rings[:1]]
+    low, high = np.array([-20.0, -15.0]), np.array([75.0, 45.0])
+    indices = [edge_index(rings, low, high), edge_index(shifted, low + aside, high + aside)]
+    edges = RoadEdges(indices, torch.float64)
+    rng = np.random.default_rng(1)
+    boxes = torch.tensor(
+        np.concatenate([rng.uniform([0, 0], [55, 30], (2, 50, 2)), rng.uniform(-3, 3, (2, 50, 1))], -1)
+    )
+    boxes[1, :, 0] += 100.0
+    size = torch.tensor(rng.uniform(0.5, 5.0, (2, 50, 2)))
+    scene = torch.tensor([0, 1])
+    found = edges.box_distance(boxes, size, scene)
+    for row in range(2):
+        alone = RoadEdges([indices[row]], torch.float64)
+        each = [
+            alone.distance(corners(boxes[row, i], size[row, i])[None], torch.zeros(1, dtype=torch.long)).max()
+            for i in range(50)
+        ]
+        torch.testing.assert_close(found[row], torch.stack(each))
+    inputs = (boxes[:, :8].clone().requires_grad_(), size[:, :8].clone().requires_grad_())
+    assert torch.autograd.gradcheck(lambda b, s: edges.box_distance(b, s, scene), inputs, eps=1e-7, atol=1e-5)

@@ -1,0 +1,68 @@
+"""Road edges as segments, with a grid that says which of them can be nearest to a point: for fast exact distances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from .recording import Array
+
+Ints = NDArray[np.int32]
+CELL = 2.0  # metres
+STRAIGHT = 0.01  # metres by which a line may be straightened
+CHUNK = 2_000_000  # distances at a time
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeIndex:
+    """Segments of directed lines with the road on their left, and for each cell of a grid those that may be nearest."""
+
+    start: Array  # [segments, 2]
+    along: Array  # [segments, 2] from the start to the end
+    start_normal: Array  # [segments, 2] to the left at the start: between this segment's and that before
+    end_normal: Array  # [segments, 2]
+    low: Array  # [2] corner of the grid
+    cells: tuple[int, int]  # columns and rows
+    candidates: Ints  # [columns * rows, most]: segments, the last repeated
+
+
+def edge_index(lines: Iterable[Array], low: Array, high: Array) -> EdgeIndex:
+    """Of directed polylines `[points, 2]`, for points between `low` and `high` `[2]`; exact there."""
+    parts = [_segments(np.asarray(line, np.float64)) for line in lines]
+    start, along, start_normal, end_normal = (np.concatenate(part) for part in zip(*parts, strict=True))
+    columns, rows = (max(1, int(n)) for n in np.ceil((high - low) / CELL))
+    x, y = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5, indexing="ij")
+    centres = low + CELL * np.column_stack([x.ravel(), y.ravel()])
+    reach = CELL * np.sqrt(2.0)  # of two points of a cell, at most
+    near: list[NDArray[np.intp]] = []
+    for some in np.array_split(centres, max(1, len(centres) * len(start) // CHUNK)):
+        distance = _distances(some, start, along)
+        near += [np.flatnonzero(row) for row in distance <= distance.min(axis=1, keepdims=True) + reach]
+    most = max(len(one) for one in near)
+    candidates = np.stack([np.pad(one, (0, most - len(one)), mode="edge") for one in near])
+    return EdgeIndex(start, along, start_normal, end_normal, low, (columns, rows), candidates.astype(np.int32))
+
+
+def _segments(line: Array) -> tuple[Array, Array, Array, Array]:
+    """Starts, directions, and normals to the left at both ends, which neighbours share."""
+    line = np.asarray(shapely.LineString(line).simplify(STRAIGHT).coords) if len(line) > 1 else line
+    line = line[np.concatenate([[True], np.any(np.diff(line, axis=0) != 0, axis=1)])]
+    if len(line) < 2:
+        return (np.zeros((0, 2)),) * 4
+    along = np.diff(line, axis=0)
+    normal = np.column_stack([-along[:, 1], along[:, 0]]) / np.linalg.norm(along, axis=1, keepdims=True)
+    before, after = np.roll(normal, 1, axis=0), np.roll(normal, -1, axis=0)
+    if not np.array_equal(line[0], line[-1]):  # it ends somewhere
+        before[0], after[-1] = normal[0], normal[-1]
+    return line[:-1], along, normal + before, normal + after
+
+
+def _distances(points: Array, start: Array, along: Array) -> Array:
+    """`[points, segments]`."""
+    to = points[:, None] - start
+    share = np.clip((to * along).sum(-1) / np.square(along).sum(-1), 0.0, 1.0)
+    return np.asarray(np.linalg.norm(to - share[..., None] * along, axis=-1))
