@@ -87,28 +87,37 @@ def from_sumo(
         Path | None, typer.Argument(help="YAML configuration of a case, or a .sumocfg; without one, the built-in town.")
     ] = None,
     overrides: Overrides = None,
+    fcd: Annotated[
+        Path | None, typer.Option(help="Cut from this record of a simulation (sumo --fcd-output) instead; with --net.")
+    ] = None,
+    net: Annotated[Path | None, typer.Option(help="The record's network, .net.xml.")] = None,
     scenes: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
     history: Annotated[float, typer.Option(min=0.1, help="Seconds that a predictor may see.")] = 5.0,
     future: Annotated[float, typer.Option(min=0.1, help="Seconds after them.")] = 6.0,
-    step: Annotated[float, typer.Option(min=0.01, max=1.0, help="Seconds between two steps.")] = 0.1,
+    step: Annotated[float, typer.Option(min=0.01, max=1.0, help="Seconds between two steps, of a simulation.")] = 0.1,
     radius: Annotated[float, typer.Option(min=10.0, help="Metres around a junction.")] = 100.0,
-    begin: Annotated[float, typer.Option(min=0.0, help="Seconds of simulation before the first scene.")] = 300.0,
+    begin: Annotated[float, typer.Option(min=0.0, help="Seconds before the first scene.")] = 300.0,
     pause: Annotated[float, typer.Option(min=0.0, help="Seconds between scenes at different times.")] = 30.0,
     seed: Annotated[int, typer.Option(min=0, help="Of SUMO, of who drives, and of the places.")] = 0,
 ) -> None:
     """Simulate traffic and cut driving scenes out of it, around junctions where something is going on.
 
     Drivers of a case take the routes that its files publish, or those of tastes drawn at random. Scenes are written as they
-    are complete (`NAME.scene.npz`); the last line says how many.
+    are complete (`NAME.scene.npz`); the last line says how many. A record has neither lights nor the sizes of vehicles.
     """
-    from ..scenarios.driving.moments import Cut
     from .progress import Progress
-    from .scenes import Wanted, scenes_from_sumo
+    from .scenes import Wanted, scenes_from_record, scenes_from_sumo
 
-    past = round(history / step)
-    cut = Cut(past + round(future / step), past, radius, pause=round(pause / step))
+    if (fcd is None) != (net is None) or (fcd is not None and (config is not None or overrides)):
+        raise InputError(
+            "a record is cut by --fcd FILE --net FILE, without a configuration; a simulation without these two"
+        )
+    wanted = Wanted(scenes, begin, history, future, radius, pause, seed)
     with Progress(console) as progress:
-        written = scenes_from_sumo(config, overrides, out, Wanted(scenes, step, begin, seed, cut), progress)
+        if fcd is not None and net is not None:
+            written = scenes_from_record(fcd, net, wanted, out, progress)
+        else:
+            written = scenes_from_sumo(config, overrides, step, wanted, out, progress)
     if len(written) < scenes:
         console.print("the simulation ended before there were more")
     console.print(

@@ -7,11 +7,13 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import libsumo
 import numpy as np
 
+from ..scenarios.driving.fcd import recorded_moments
 from ..scenarios.driving.moments import Cut, scenes_of
 from ..scenarios.driving.scene import SUFFIX, Scene, save_scene
 from ..scenarios.driving.sumo_map import SumoMap
@@ -30,69 +32,92 @@ SMOOTH = ("--lanechange.duration", "2")  # seconds; SUMO's vehicles jump to the 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which scenes."""
+    """Which scenes; seconds and metres."""
 
     count: int
-    step: float  # seconds
-    begin: float  # seconds after the simulation's begin
-    seed: int
-    cut: Cut
+    begin: float = 300.0  # after the first moment
+    history: float = 5.0
+    future: float = 6.0
+    radius: float = 100.0  # around a junction
+    pause: float = 30.0  # between scenes at different times
+    seed: int = 0
+
+    def cut(self, step: float) -> Cut:
+        past = max(1, round(self.history / step))
+        steps = past + max(1, round(self.future / step))
+        return Cut(steps, past, self.radius, pause=round(self.pause / step))
 
 
 def scenes_from_sumo(
-    config: Path | None, overrides: list[str] | None, out: Path, wanted: Wanted, progress: Progress
+    config: Path | None, overrides: list[str] | None, step: float, wanted: Wanted, out: Path, progress: Progress
 ) -> list[Path]:
-    """Simulates and writes scenes into `out`, each as soon as it is complete; returns their files.
+    """Simulates in steps of `step` seconds and writes scenes into `out`, each as soon as it is complete.
+
+    Returns:
+        Their files; fewer than wanted where the simulation ended before.
 
     Raises:
         InputError: the configuration or the network is at fault, or nothing happens in it.
     """
-    out.mkdir(parents=True, exist_ok=True)
     name = "town" if config is None else config.name.split(".")[0]
-    written: list[Path] = []
     progress.phase("reading")
     with (
         tempfile.TemporaryDirectory(prefix="throng-") as scratch,
-        _options(config, overrides, Path(scratch), wanted) as (net, options),
+        _options(config, overrides, Path(scratch), step, wanted.seed) as (net, options),
     ):
         network = SumoMap(net)
-        progress.phase("simulating")
-        for scene in _simulated(network, options, name, Path(scratch) / "sumo.log", wanted):
-            path = out / f"{scene.stem}{SUFFIX}"
-            save_scene(scene, path)
-            written.append(path)
-            progress.advance(len(written) / wanted.count, f"{len(written)} of {wanted.count} scenes")
-            if len(written) == wanted.count:
-                break
+        try:
+            with simulation([*options, *SMOOTH], Path(scratch) / "sumo.log"):
+                seen = moments(libsumo, libsumo.simulation.getTime() + wanted.begin, np.inf)
+                scenes = scenes_of(seen, network, name, wanted.cut(step), np.random.default_rng(wanted.seed))
+                return _written(scenes, name, wanted, out, progress)
+        except RolloutError as error:
+            raise InputError(str(error)) from error
+
+
+def scenes_from_record(fcd: Path, net: Path, wanted: Wanted, out: Path, progress: Progress) -> list[Path]:
+    """The same from what a simulation has recorded (`sumo --fcd-output FILE`), in its own time steps."""
+    progress.phase("reading")
+    network = SumoMap(net)
+    first = list(islice(recorded_moments(fcd), 2))
+    if len(first) < 2:
+        raise InputError(f"{fcd}: fewer than two time steps")
+    step = round(first[1].time - first[0].time, 3)
+    if not 0 < step <= 1.0:
+        raise InputError(f"{fcd}: time steps of {step:g} s; scenes need a second or less (sumo --step-length 0.1)")
+    seen = (one for one in recorded_moments(fcd, step) if one.time >= first[0].time + wanted.begin)
+    name = fcd.name.split(".")[0]
+    scenes = scenes_of(seen, network, name, wanted.cut(step), np.random.default_rng(wanted.seed))
+    return _written(scenes, name, wanted, out, progress)
+
+
+def _written(scenes: Iterator[Scene], name: str, wanted: Wanted, out: Path, progress: Progress) -> list[Path]:
+    progress.phase("cutting")
+    out.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for scene in islice(scenes, wanted.count):
+        path = out / f"{scene.stem}{SUFFIX}"
+        save_scene(scene, path)
+        written.append(path)
+        progress.advance(len(written) / wanted.count, f"{len(written)} of {wanted.count} scenes")
     if not written:
         raise InputError(
-            f"{config or 'the town'}: no junction with at least {wanted.cut.least} agents within {wanted.cut.radius:g} m "
-            f"for {wanted.cut.steps * wanted.step:g} s; try another --begin, or a larger --radius"
+            f"{name}: no junction with at least {Cut.least} agents within {wanted.radius:g} m from {wanted.begin:g} s on, "
+            f"for {wanted.history + wanted.future:g} s; try another --begin, or a larger --radius"
         )
     return written
 
 
-def _simulated(network: SumoMap, options: list[str], name: str, log: Path, wanted: Wanted) -> Iterator[Scene]:
-    rng = np.random.default_rng(wanted.seed)
-    try:
-        with simulation([*options, *SMOOTH], log):
-            began = libsumo.simulation.getTime()
-            seen = moments(libsumo, began + wanted.begin, np.inf)
-            yield from scenes_of(seen, network, name, wanted.cut, rng)
-    except RolloutError as error:
-        raise InputError(str(error)) from error
-
-
 @contextlib.contextmanager
 def _options(
-    config: Path | None, overrides: list[str] | None, scratch: Path, wanted: Wanted
+    config: Path | None, overrides: list[str] | None, scratch: Path, step: float, seed: int
 ) -> Iterator[tuple[Path, list[str]]]:
     """The network, and SUMO's arguments."""
     common = [
         "--step-length",
-        f"{wanted.step}",
+        f"{step}",
         "--seed",
-        f"{wanted.seed}",
+        f"{seed}",
         "--no-step-log",
         "true",
         "--no-warnings",
@@ -104,7 +129,7 @@ def _options(
         yield _net_of(config), ["--configuration-file", str(config), *common]
         return
     settings = load_config(config, overrides)
-    finer = settings.scenario.model_copy(update={"step_length": wanted.step})
+    finer = settings.scenario.model_copy(update={"step_length": step})
     settings = settings.model_copy(update={"scenario": finer})
     case = load_case(settings, scratch)
     scenario = case.scenario
@@ -113,10 +138,10 @@ def _options(
         files.write_routes(case.published.edges)
     else:  # drivers of all tastes
         learner = Learner(case.problem)
-        rng = np.random.default_rng(child_seed(wanted.seed, "scenes"))
+        rng = np.random.default_rng(child_seed(seed, "scenes"))
         z = rng.standard_normal(learner.model.shape, dtype=np.float32)
         files.write_routes(learner.routes(z, np.zeros((scenario.network.road_count, scenario.minutes), np.float32)))
-    yield scenario.network.path, files.options(wanted.seed, "micro", False, False)
+    yield scenario.network.path, files.options(seed, "micro", False, False)
 
 
 def _net_of(config: Path) -> Path:

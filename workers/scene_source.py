@@ -25,7 +25,7 @@ def moments(sumo: Any, begin: float, end: float) -> Iterator[Moment]:
     looks: dict[str, tuple[float, float, Kind]] = {}
     while sumo.simulation.getTime() < end and sumo.simulation.getMinExpectedNumber() > 0:
         sumo.simulationStep()
-        time = sumo.simulation.getTime()
+        time = round(sumo.simulation.getTime(), 3)
         if time >= begin:
             yield moment(sumo, time, looks)
 
