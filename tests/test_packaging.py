@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "cluster": set(),
 }
 MUST_NOT_IMPORT = {"scenarios": {"ray", "torch"}, "policies": {"ray"}}
-DIFFERENTIABLE = {"geometry.py", "kinematics.py"}  # of scenarios/driving/: numpy has no gradients
+DIFFERENTIABLE = {"geometry.py", "kinematics.py", "world.py", "idm.py"}  # of scenarios/driving/: numpy has no gradients
 ONLY_FROM_OUTSIDE = {"cluster": {"ray"}}  # beside the standard library
 
 
