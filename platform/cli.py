@@ -119,12 +119,17 @@ def plan(
     overrides: Overrides = None,
     profile: Profile = "fast",
 ) -> None:
-    """Say what a run would need: simulations, core-hours, memory, nodes over time; from rates measured here in seconds."""
+    """Say what a run would need: simulations, core-hours, memory, nodes over time.
+
+    Rates are measured here on one candidate: seconds for a town, minutes for a city.
+    """
     from .config import load_config
     from .plan import HEADINGS
     from .plan import plan as plan_run
+    from .progress import Progress
 
-    rows, sums = plan_run(load_config(config, overrides, profile), cluster)
+    with Progress(console) as progress:
+        rows, sums = plan_run(load_config(config, overrides, profile), cluster, progress)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if i else "left")

@@ -28,11 +28,13 @@ from .case import Case, load_case
 from .config import Config, read_yaml
 from .experiment import diffusion_settings
 from .ladder import COST
+from .progress import Progress
 from .references import PRIOR_DRAWS
 from .workbench import HABITS
 
 T = TypeVar("T")
 REPEATS = 2  # of each simulation, of which the faster counts: others may be at work here, too
+LONG = 20.0  # seconds of a simulation that is not repeated
 IN_FLIGHT = 2  # results and routes per worker that the object store may hold at once
 
 
@@ -114,14 +116,15 @@ def _bytes(text: str) -> int:
         raise InputError(f"memory {text!r}: expected an amount such as 32Gi") from error
 
 
-def measure(config: Config) -> Rates:
+def measure(config: Config, progress: Progress) -> Rates:
     """Learns and simulates one candidate of the case, in this process."""
     with tempfile.TemporaryDirectory(prefix="throng-") as scratch:
+        progress.phase("reading")
         case = load_case(config, Path(scratch))
-        return _measure(case)
+        return _measure(case, progress)
 
 
-def _measure(case: Case) -> Rates:
+def _measure(case: Case, progress: Progress) -> Rates:
     config, model = case.config, case.problem.preference_model()
     roads, minutes = case.scenario.network.road_count, case.scenario.minutes
     queue = np.zeros((roads, minutes), np.float32)
@@ -129,11 +132,14 @@ def _measure(case: Case) -> Rates:
     latents = np.random.default_rng(0).standard_normal((size, *model.shape), dtype=np.float32)
     pool = LocalPool(case.problem, config.navigation.replan, config.workers.deadline)
     try:
+        progress.phase("learning one candidate")
         pool.flows([(latents[0], queue)])  # compiles
         learning, _ = _timed(lambda: pool.flows([(latents[0], queue)]))
         runs: dict[str, Rollout] = {}
         jobs = [Job(kind, 0, kind, z=latents[0], queue=queue) for kind in ("meso", "micro")]
-        for key, result in pool.simulate(jobs * REPEATS):
+        progress.phase("simulating it")
+        quick = (job for job in jobs * REPEATS if job.key not in runs or runs[job.key].seconds < LONG)
+        for key, result in pool.simulate(quick):
             if not isinstance(result, Rollout):
                 raise InputError(f"the simulation of a first candidate failed: {result.error}")
             if key not in runs or result.seconds < runs[key].seconds:
@@ -142,6 +148,7 @@ def _measure(case: Case) -> Rates:
         pool.close()
     drawing = training = 0.0
     if config.search.proposals == "evolution" and config.search.learning:
+        progress.phase("training the reward service")
         trips = case.problem.trips() if len(model.shape) == 2 else None
         service = RewardService(model.shape, trips, diffusion_settings(config), 0)
         taus = np.repeat(queue[None], size, axis=0)
@@ -247,7 +254,7 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
-def plan(config: Config, cluster: Path | None) -> tuple[list[list[str]], list[tuple[str, str]]]:
+def plan(config: Config, cluster: Path | None, progress: Progress) -> tuple[list[list[str]], list[tuple[str, str]]]:
     """Table and sums for a run of this configuration on the cluster of a launch file."""
     nodes = nodes_of(cluster, config)
-    return table(config, measure(config), nodes)
+    return table(config, measure(config, progress), nodes)

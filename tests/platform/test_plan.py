@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 from throng.platform.config import load_config
 from throng.platform.experiment import run
 from throng.platform.plan import Nodes, Rates, nodes_of, phases, plan, table
+from throng.platform.progress import Progress
 from throng.scenarios.errors import InputError
 
 LAUNCH = Path(__file__).parents[2] / "cluster" / "launch"
@@ -82,7 +84,10 @@ def test_a_node_that_is_too_small_is_noticed() -> None:
 
 def test_a_plan_measures_the_case() -> None:
     config = load_config(None, ["scenario={town: {vehicles: 80, minutes: 3}}", "search.population=4"])
-    rows, sums = plan(config, None)
+    said = io.StringIO()
+    with Progress(Console(file=said)) as progress:
+        rows, sums = plan(config, None, progress)
+    assert "simulating it" in said.getvalue()
     assert [row[0].partition(":")[0] for row in rows] == ["observing", "floors and nulls", "searching", "evaluating"]
     assert rows[0][-2] == "0:00:00"
     assert all(before[-1] == after[-2] for before, after in itertools.pairwise(rows))
