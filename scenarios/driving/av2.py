@@ -26,6 +26,7 @@ from .scene import Kind, Line, Relation, Scene
 MOTION, SENSOR = "av2", "av2-sensor"
 RATE = 10.0  # Hz
 HISTORY = 50  # steps that a predictor sees in motion forecasting
+LONGEST = 10_000  # steps of a scene
 FOCAL = (2, 3)  # object_category: scored, focal track
 MOTION_KINDS = {
     "vehicle": Kind.VEHICLE, "bus": Kind.VEHICLE, "pedestrian": Kind.PEDESTRIAN, "cyclist": Kind.CYCLIST,
@@ -55,8 +56,10 @@ def read_motion(path: Path) -> Iterator[Scene]:
     table = _columns(pa.parquet.read_table(path), COLUMNS)
     column = {name: table.column(name).to_numpy(zero_copy_only=False) for name in COLUMNS}
     step = column["timestep"]
-    if not len(step) or step.min() < 0:
-        raise InputError("no rows" if not len(step) else f"timestep {step.min()}: expected 0 and more")
+    if not len(step):
+        raise InputError("no rows")
+    if step.min() < 0 or step.max() >= LONGEST:
+        raise InputError(f"timesteps {step.min()} to {step.max()}: expected 0 to {LONGEST - 1}")
     ids, first, agent = np.unique(column["track_id"].astype(str), return_index=True, return_inverse=True)
     types = column["object_type"][first]
     steps = int(step.max()) + 1

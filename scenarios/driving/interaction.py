@@ -19,6 +19,7 @@ from .scene import Kind, Scene
 SOURCE = "interaction"
 SECONDS = 9.0  # of a scene, as Waymo's
 HISTORY = 10  # steps, a second
+LONGEST = 1_000_000  # frames of a recording
 LEAST = 20  # steps of the last scene of a recording
 KINDS = {
     "car": Kind.VEHICLE, "bus": Kind.VEHICLE, "truck": Kind.VEHICLE, "motorcycle": Kind.CYCLIST, "bicycle": Kind.CYCLIST,
@@ -50,6 +51,8 @@ def read_csv(path: Path) -> Iterator[Scene]:
     known, first = np.unique(frame, return_index=True)
     if len(known) < 2:
         raise InputError("a single moment is no scene: expected at least two frames")
+    if known[-1] - known[0] >= LONGEST:
+        raise InputError(f"frames {known[0]} to {known[-1]}: expected {LONGEST} at most")
     stamps = column["timestamp_ms"][first] / 1000.0
     frames = np.arange(known[0], known[-1] + 1)  # in some of them there may be nobody
     times = np.interp(frames, known, stamps)

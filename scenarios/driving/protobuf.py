@@ -88,20 +88,26 @@ def integers(values: list[int | bytes]) -> list[int]:
 def doubles(values: list[int | bytes]) -> list[float]:
     """Of a repeated double field, packed or not."""
     joined = b"".join(value for value in values if isinstance(value, bytes))
+    if len(joined) % 8:
+        raise InputError("not the protocol buffer that was expected: a list of real numbers has another length")
     return [number for (number,) in struct.iter_unpack("<d", joined)]
 
 
 def real(given: Message, number: int) -> float:
     """A float or double field; 0 where it is left out."""
-    value = given[number][-1] if number in given else b""
-    assert isinstance(value, bytes)
-    return float(struct.unpack("<d" if len(value) == 8 else "<f", value)[0]) if value else 0.0
+    if number not in given:
+        return 0.0
+    value = given[number][-1]
+    if not isinstance(value, bytes) or len(value) not in (4, 8):
+        raise InputError(f"not the protocol buffer that was expected: field {number} is no real number")
+    return float(struct.unpack("<d" if len(value) == 8 else "<f", value)[0])
 
 
 def integer(given: Message, number: int) -> int:
     """An integer field; 0 where it is left out."""
     value = given[number][-1] if number in given else 0
-    assert isinstance(value, int)
+    if not isinstance(value, int):
+        raise InputError(f"not the protocol buffer that was expected: field {number} is no integer")
     return value
 
 

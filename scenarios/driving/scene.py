@@ -156,8 +156,38 @@ def load_scene(path: Path) -> Scene:
             raise ValueError("another version's format")
         for name in ("ids", "line_ids", "notes"):
             facts[name] = tuple(facts[name])
-        return Scene(**facts, **found)
+        scene = Scene(**facts, **found)
+        _require_shapes(scene)
+        return scene
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise InputError(
             f"{path}: not a scene that this version can read ({error}); `throng scenes` writes them as NAME{SUFFIX}"
         ) from error
+
+
+def _require_shapes(scene: Scene) -> None:
+    """Raises ValueError where the arrays of a file do not fit each other."""
+    agents, steps, lines, edges, lights = (
+        len(scene.ids), scene.valid.shape[-1], len(scene.line_ids), len(scene.lane_graph), len(scene.lights)
+    )  # fmt: skip
+    shapes = {
+        "origin": (2,), "tracks": (agents, steps, CHANNELS), "valid": (agents, steps), "goals": (agents, 2),
+        "focal": (agents,), "points": (len(scene.points), 2), "offsets": (lines + 1,), "line_kind": (lines,),
+        "speed_limit": (lines,), "lane_graph": (edges, 3), "light_lane": (lights,), "light_xy": (lights, 2),
+        "lights": (lights, steps),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        if getattr(scene, name).shape != shape:
+            raise ValueError(f"{name} is {getattr(scene, name).shape}, not {shape}")
+    for name in ("tracks", "points", "goals", "light_xy"):
+        if not np.isfinite(getattr(scene, name)).all():
+            raise ValueError(f"{name} is not finite")
+    ends = scene.offsets
+    if ends[0] != 0 or ends[-1] != len(scene.points) or (np.diff(ends) < 1).any():
+        raise ValueError("offsets do not cut the points into lines")
+    indices: tuple[tuple[NDArray[Any], int, int], ...] = (
+        (scene.lane_graph[:, :2], 0, lines), (scene.light_lane, -1, lines), (scene.line_kind, 0, len(Line)),
+        (scene.lights, 0, len(Light)), (scene.tracks[:, :, TYPE], 0, len(Kind)),
+    )  # fmt: skip
+    if not scene.valid.any() or any(((one < low) | (one >= high)).any() for one, low, high in indices):
+        raise ValueError("nobody is seen, or an index points nowhere")

@@ -42,11 +42,11 @@ def read_tfrecord(path: Path) -> Iterator[Scene]:
 def _scene(given: Message) -> Scene:
     times = np.array(doubles(given[1]))
     tracks = messages(given, 2)
-    name = given[5][0] if 5 in given else b"?"
-    assert isinstance(name, bytes)
+    name = given[5][0] if 5 in given else b""
+    named = name.decode(errors="replace") if isinstance(name, bytes) else ""
     ids = [str(integer(track, 1)) for track in tracks]
     found = empty(
-        name.decode(), SOURCE, times, min(integer(given, 10) + 1, len(times)), ids,
+        named or "scene", SOURCE, times, min(integer(given, 10) + 1, len(times)), ids,
         (KINDS.get(integer(track, 2), Kind.OTHER) for track in tracks),
     )  # fmt: skip
     for agent, track in enumerate(tracks):

@@ -7,6 +7,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -374,6 +375,24 @@ def test_a_saved_scene_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tracks": np.zeros((3, STEPS, 6), np.float32)}, r"tracks is \(3, 30, 6\), not \(3, 30, 7\)"),
+        ({"light_lane": np.array([99], np.int32)}, "points nowhere"),
+        ({"offsets": np.array([0, 5, 2, 6, 8, 13])}, "offsets do not cut"),
+        ({"goals": np.full((3, 2), np.nan, np.float32)}, "goals is not finite"),
+    ],
+    ids=["shape", "index", "offsets", "nan"],
+)
+def test_a_saved_scene_that_does_not_fit_together_is_refused(
+    change: dict[str, np.ndarray], said: str, tmp_path: Path
+) -> None:
+    save_scene(replace(only(write_womd(tmp_path)), **change), tmp_path / f"a{SUFFIX}")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=said):
+        only(tmp_path / f"a{SUFFIX}")
+
+
 # -- repairs and refusals ---------------------------------------------------------------------------------------------
 
 
@@ -451,6 +470,20 @@ def _examples(folder: Path) -> Path:
     return path
 
 
+def _garbage(folder: Path) -> Path:
+    """The right frame around fields of wrong kinds."""
+    path = folder / "a.tfrecord"
+    data = _field(1, b"\0" * 7) + _field(2, _field(3, _field(2, 5))) + _field(5, 3)
+    path.write_bytes(struct.pack("<Q", len(data)) + b"\0" * 4 + data + b"\0" * 4)
+    return path
+
+
+def _endless(folder: Path) -> Path:
+    path = write_csv(folder)
+    path.write_text(path.read_text() + "11,999999999999,1,car,0,0,0,0,0,4,2\n")
+    return path
+
+
 def _map_without_lanes(folder: Path) -> Path:
     path = write_av2(folder)
     (folder / f"log_map_archive_{NAME}.json").write_text("{}")
@@ -465,13 +498,28 @@ def _map_without_lanes(folder: Path) -> Path:
         (_map_without_lanes, "not a vector map of Argoverse 2"),
         (lambda folder: _cut(write_womd(folder)), "ends within record 0"),
         (_examples, "tf.Examples are not read"),
+        (_garbage, "not the protocol buffer that was expected"),
+        (_endless, "frames 0 to 999999999999: expected 1000000 at most"),
         (lambda folder: _cut(write_json(folder)), "not JSON, or truncated"),
         (lambda folder: _cut(write_npz(folder)), "not a ScenarioDescription"),
         (_pickled, "not a ScenarioDescription"),
         (_uneven, "time steps differ: 3.1 s after step 19, 0.1 s usually"),
         (_nobody, "no agent was seen in any step"),
     ],
-    ids=["parquet", "column", "map", "tfrecord", "examples", "json", "npz", "pickle", "uneven", "nobody"],
+    ids=[
+        "parquet",
+        "column",
+        "map",
+        "tfrecord",
+        "examples",
+        "garbage",
+        "endless",
+        "json",
+        "npz",
+        "pickle",
+        "uneven",
+        "nobody",
+    ],  # fmt: skip
 )
 def test_what_is_no_scene_is_refused_by_name(make: Callable[[Path], Path], said: str, tmp_path: Path) -> None:
     path = make(tmp_path)
