@@ -506,7 +506,20 @@ def _map_without_lanes(folder: Path) -> Path:
         (_uneven, "time steps differ: 3.1 s after step 19, 0.1 s usually"),
         (_nobody, "no agent was seen in any step"),
     ],
-    ids="parquet column map tfrecord examples garbage endless json npz pickle uneven nobody".split(),
+    ids=[
+        "parquet",
+        "column",
+        "map",
+        "tfrecord",
+        "examples",
+        "garbage",
+        "endless",
+        "json",
+        "npz",
+        "pickle",
+        "uneven",
+        "nobody",
+    ],
 )
 def test_what_is_no_scene_is_refused_by_name(make: Callable[[Path], Path], said: str, tmp_path: Path) -> None:
     path = make(tmp_path)
