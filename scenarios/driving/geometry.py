@@ -15,6 +15,10 @@ from torch import Tensor
 
 from .edge_index import CELL, EdgeIndex
 
+FAR = 1e3  # metres: the distance from nobody
+CLEARANCE = 0.3  # metres beside an agent that are in its way, too
+LATEST = 5.0  # seconds beyond which nobody asks when two collide (as the Sim Agents challenge)
+
 
 def box_distance(one: Tensor, other: Tensor, size: Tensor, other_size: Tensor) -> Tensor:
     """Signed distance of rectangles, metres: of their nearest points, or minus the least way that parts them.
@@ -81,8 +85,40 @@ def corners(boxes: Tensor, size: Tensor) -> Tensor:
     return boxes[..., None, :2] + torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
 
 
-class RoadEdges:
-    """Signed distances to the edges of the roads of several scenes.
+def leader(agents: Tensor, present: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Gap to the nearest agent ahead (metres, bumper to bumper) and how fast it closes (m/s); `FAR` and 0 without one.
+
+    Ahead is who lies within an agent's own width straight on, whichever way it looks.
+
+    Args:
+        agents: `[worlds, agents, 4]` x, y, direction and speed.
+        present: `[worlds, agents]` bool.
+        size: `[worlds, agents, 2]` length and width.
+    """
+    x, y, yaw, speed = agents.unbind(-1)
+    dx, dy = x[:, None, :] - x[:, :, None], y[:, None, :] - y[:, :, None]
+    cos, sin = torch.cos(yaw)[..., None], torch.sin(yaw)[..., None]
+    ahead, aside = dx * cos + dy * sin, (dy * cos - dx * sin).abs()
+    length, width = size.unbind(-1)
+    gap = ahead - (length[:, None, :] + length[:, :, None]) / 2
+    reach = (width[:, None, :] + width[:, :, None]) / 2 + CLEARANCE
+    inside = (aside < reach) & (ahead > 0) & present[:, None, :] & present[:, :, None]
+    gap = torch.where(inside, gap, torch.full_like(gap, FAR))
+    nearest, which = gap.min(-1)
+    facing = torch.cos(torch.take_along_dim(yaw[:, None, :].expand_as(gap), which[..., None], -1).squeeze(-1) - yaw)
+    theirs = torch.take_along_dim(speed[:, None, :].expand_as(gap), which[..., None], -1).squeeze(-1) * facing
+    return nearest, torch.where(nearest < FAR, speed - theirs, torch.zeros_like(speed))
+
+
+def time_to_collision(agents: Tensor, present: Tensor, size: Tensor) -> Tensor:
+    """`[worlds, agents]` seconds until an agent meets who is ahead of it if both keep their speeds; at most `LATEST`."""
+    gap, closing = leader(agents, present, size)
+    closes = closing > 1e-3
+    return torch.where(closes, gap.clamp_min(0.0) / torch.where(closes, closing, 1.0), LATEST).clamp_max(LATEST)
+
+
+class DirectedLines:
+    """Signed distances from directed lines of several scenes: from the edges of roads, or the middles of lanes.
 
     Args:
         indices: of each scene.
@@ -122,7 +158,7 @@ class RoadEdges:
         self._first_cell = each(np.cumsum([0] + [len(one.candidates) for one in indices])[:-1].tolist(), torch.long)
 
     def distance(self, points: Tensor, scene: Tensor) -> Tensor:
-        """Metres to the nearest edge: positive off the road, negative on it.
+        """Metres from the nearest line: positive on its right (off the road), negative on its left.
 
         Args:
             points: `[batch, ..., 2]`.
@@ -131,27 +167,36 @@ class RoadEdges:
         Returns:
             `[batch, ...]`. Exact within the grid; of points outside it, the distance to what may be nearest to its border.
         """
-        shape = (-1, *[1] * (points.dim() - 2))
-        cells = self._cells[scene].view(*shape, 2)
-        with torch.no_grad():
-            place = torch.div(points - self._low[scene].view(*shape, 2), CELL, rounding_mode="floor").long()
-            place = torch.minimum(place.clamp_min(0), cells - 1)
-            cell = self._first_cell[scene].view(shape) + place[..., 0] * cells[..., 1] + place[..., 1]
-            near = self._segments[self._candidates[cell]]
-            to = points[..., None, :] - near[..., :2]
-            share = ((to * near[..., 2:4]).sum(-1) / near[..., 4]).clamp(0.0, 1.0)
-            which = (to - share[..., None] * near[..., 2:4]).square().sum(-1).argmin(-1, keepdim=True)
-            nearest = torch.take_along_dim(near, which[..., None], dim=-2).squeeze(-2)
-            share = torch.take_along_dim(share, which, dim=-1).squeeze(-1)
-            at_end = (share <= 0.0) | (share >= 1.0)
-            normal = torch.where((share < 0.5)[..., None], nearest[..., 5:7], nearest[..., 7:9])
+        nearest, share = self._nearest(points, scene)
         to = points - nearest[..., :2]
         along, length = nearest[..., 2:4], nearest[..., 4].sqrt()
-        across = (along[..., 1] * to[..., 0] - along[..., 0] * to[..., 1]) / length  # to the right: off the road
+        across = (along[..., 1] * to[..., 0] - along[..., 0] * to[..., 1]) / length
         apart = to - share[..., None] * along
+        normal = torch.where((share < 0.5)[..., None], nearest[..., 5:7], nearest[..., 7:9])
         right = (apart * normal).sum(-1) < 0
+        at_end = (share <= 0.0) | (share >= 1.0)
         off = torch.where(at_end, apart.square().sum(-1), torch.ones_like(length)).clamp_min(1e-20).sqrt()
         return torch.where(at_end, torch.where(right, off, -off), across)
+
+    def direction(self, points: Tensor, scene: Tensor) -> Tensor:
+        """`[batch, ...]` radians: where the nearest line leads."""
+        nearest, _ = self._nearest(points, scene)
+        return torch.atan2(nearest[..., 3], nearest[..., 2])
+
+    @torch.no_grad()
+    def _nearest(self, points: Tensor, scene: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest segment `[batch, ..., 9]`, and at which share of it its nearest point is."""
+        shape = (-1, *[1] * (points.dim() - 2))
+        cells = self._cells[scene].view(*shape, 2)
+        place = torch.div(points - self._low[scene].view(*shape, 2), CELL, rounding_mode="floor").long()
+        place = torch.minimum(place.clamp_min(0), cells - 1)
+        cell = self._first_cell[scene].view(shape) + place[..., 0] * cells[..., 1] + place[..., 1]
+        near = self._segments[self._candidates[cell]]
+        to = points[..., None, :] - near[..., :2]
+        share = ((to * near[..., 2:4]).sum(-1) / near[..., 4]).clamp(0.0, 1.0)
+        which = (to - share[..., None] * near[..., 2:4]).square().sum(-1).argmin(-1, keepdim=True)
+        nearest = torch.take_along_dim(near, which[..., None], dim=-2).squeeze(-2)
+        return nearest, torch.take_along_dim(share, which, dim=-1).squeeze(-1)
 
     def box_distance(self, boxes: Tensor, size: Tensor, scene: Tensor) -> Tensor:
         """Of the corner that is furthest out, metres (MRIC, Eq. 49 and 50): positive as soon as a box leaves the road.

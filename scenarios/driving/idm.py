@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .geometry import leader
+
 ACCELERATION, COMFORT = 1.5, 2.0  # m/s²: at most, and of comfortable braking
 HARDEST = 8.0  # m/s² of braking at most
 HEADWAY, STANDSTILL = 1.5, 2.0  # seconds and metres to keep
 PARKED = 0.5  # m/s: who was never seen to drive as fast stays where it is
-CLEARANCE = 0.3  # metres beside a vehicle that are in its way, too
 BEYOND = 200.0  # metres straight on where a log ends
 
 
@@ -42,7 +43,7 @@ class Idm:
     def step(self, agents: Tensor, present: Tensor, size: Tensor, step: float) -> Tensor:
         """The next `[worlds, agents, 4]` of everybody, as if nobody else decided."""
         speed = agents[..., 3].clamp_min(0.0)
-        gap, closing = _leader(agents, present, size)
+        gap, closing = leader(agents, present, size)
         wish = STANDSTILL + (speed * HEADWAY + speed * closing / (2 * (ACCELERATION * COMFORT) ** 0.5)).clamp_min(0.0)
         free = (speed / self._wanted.clamp_min(PARKED)) ** 4
         rate = ACCELERATION * (1 - free - (wish / gap.clamp_min(0.1)).square())
@@ -77,20 +78,3 @@ class Idm:
         before, turn = at(self._yaw, index - 1), at(self._yaw, index) - at(self._yaw, index - 1)
         yaw = before + share * torch.atan2(torch.sin(turn), torch.cos(turn))
         return torch.stack([x, y, yaw, speed], dim=-1)
-
-
-def _leader(agents: Tensor, present: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Gap to the nearest agent ahead (metres, bumper to bumper) and how fast it closes (m/s); far and 0 without one."""
-    x, y, yaw, speed = agents.unbind(-1)
-    dx, dy = x[:, None, :] - x[:, :, None], y[:, None, :] - y[:, :, None]
-    cos, sin = torch.cos(yaw)[..., None], torch.sin(yaw)[..., None]
-    ahead, aside = dx * cos + dy * sin, (dy * cos - dx * sin).abs()
-    length, width = size.unbind(-1)
-    gap = ahead - (length[:, None, :] + length[:, :, None]) / 2
-    reach = (width[:, None, :] + width[:, :, None]) / 2 + CLEARANCE
-    inside = (aside < reach) & (ahead > 0) & present[:, None, :] & present[:, :, None]
-    gap = torch.where(inside, gap, torch.full_like(gap, 1e3))
-    nearest, which = gap.min(-1)
-    facing = torch.cos(torch.take_along_dim(yaw[:, None, :].expand_as(gap), which[..., None], -1).squeeze(-1) - yaw)
-    theirs = torch.take_along_dim(speed[:, None, :].expand_as(gap), which[..., None], -1).squeeze(-1) * facing
-    return nearest, torch.where(nearest < 1e3, speed - theirs, torch.zeros_like(speed))

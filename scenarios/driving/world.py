@@ -14,13 +14,13 @@ from torch import Tensor
 from ..errors import InputError
 from .draw import extent
 from .edge_index import edge_index
-from .geometry import RoadEdges, box_distance
+from .geometry import FAR, DirectedLines, box_distance, time_to_collision
 from .idm import Idm
 from .kinematics import advance
+from .recording import LANES
 from .scene import LENGTH, SPEED, WIDTH, YAW, Line, Scene, X, Y
 
 AROUND = 60.0  # metres beyond where agents were seen in which distances from road edges are exact
-FAR = 1e3  # metres: the distance from nobody
 Others = Literal["log", "idm"]
 
 
@@ -88,7 +88,8 @@ class World:
         self.kind = torch.as_tensor(kind, device=device)[self.scene]
         self.controlled = torch.as_tensor(driven, device=device)[self.scene]
         self._idm = Idm(self.log, self.seen, self.scene) if others == "idm" else None
-        self._edges = _edges(scenes, dtype, device)
+        self._edges = _lines(scenes, (Line.ROAD_EDGE,), dtype, device)
+        self._lanes = _lines(scenes, LANES, dtype, device)
         one, other = torch.triu_indices(most, most, 1, device=device)
         self._pairs = (one, other)
         # Which pairs an agent is in: [agents, agents - 1].
@@ -135,6 +136,18 @@ class World:
         """`[worlds, agents]` how far each agent's box is off the road (MRIC, Eq. 49), metres; negative: wholly on it."""
         return self._edges.box_distance(state.agents[..., :3], self.size, self.scene)
 
+    def lane_distance(self, state: WorldState) -> Tensor:
+        """`[worlds, agents]` metres of each agent's centre from the middle of the nearest lane."""
+        return self._lanes.distance(state.agents[..., :2], self.scene).abs()
+
+    def lane_direction(self, state: WorldState) -> Tensor:
+        """`[worlds, agents]` radians: where the nearest lane leads."""
+        return self._lanes.direction(state.agents[..., :2], self.scene)
+
+    def time_to_collision(self, state: WorldState) -> Tensor:
+        """`[worlds, agents]` seconds until an agent meets who is ahead of it, at constant speeds."""
+        return time_to_collision(state.agents, state.present, self.size)
+
 
 def _require(scenes: Sequence[Scene], begin: int | None) -> None:
     if not scenes:
@@ -146,6 +159,8 @@ def _require(scenes: Sequence[Scene], begin: int | None) -> None:
             )
         if not len(one.of_kind(Line.ROAD_EDGE)):
             raise InputError(f"scene {one.name!r} has no road edges in its map")
+        if not len(one.of_kind(*LANES)):
+            raise InputError(f"scene {one.name!r} has no lanes in its map")
         first = one.history - 1 if begin is None else begin
         if not 0 <= first < one.steps - 1:
             raise InputError(f"scene {one.name!r} has {one.steps} steps: nothing comes after step {first}")
@@ -160,12 +175,13 @@ def _sizes(scene: Scene, step: int) -> NDArray[np.float32]:
     return scene.tracks[np.arange(scene.agents), first][:, [LENGTH, WIDTH]]
 
 
-def _edges(scenes: Sequence[Scene], dtype: torch.dtype, device: torch.device | str) -> RoadEdges:
+def _lines(
+    scenes: Sequence[Scene], kinds: tuple[Line, ...], dtype: torch.dtype, device: torch.device | str
+) -> DirectedLines:
     indices = []
     for one in scenes:
         left, right, bottom, top = extent(one)
         low, high = np.array([left, bottom]) - AROUND, np.array([right, top]) + AROUND
-        indices.append(
-            edge_index([one.polyline(line).astype(np.float64) for line in one.of_kind(Line.ROAD_EDGE)], low, high)
-        )
-    return RoadEdges(indices, dtype, device)
+        lines = [one.polyline(line).astype(np.float64) for line in one.of_kind(*kinds)]
+        indices.append(edge_index(lines, low, high))
+    return DirectedLines(indices, dtype, device)

@@ -9,7 +9,7 @@ import pytest
 import shapely
 import torch
 from throng.scenarios.driving.edge_index import edge_index
-from throng.scenarios.driving.geometry import RoadEdges, box_distance, corners
+from throng.scenarios.driving.geometry import LATEST, DirectedLines, box_distance, corners, time_to_collision
 from throng.scenarios.driving.kinematics import (
     FRONT,
     REAR,
@@ -195,7 +195,7 @@ def test_distances_from_road_edges_are_exact() -> None:
     rings, road = _places()
     finer = [shapely.segmentize(shapely.LineString(ring), 0.7) for ring in rings]  # as recordings have them
     lines = [np.asarray(line.coords) for line in finer]
-    edges = RoadEdges([edge_index(lines, np.array([-20.0, -15.0]), np.array([75.0, 45.0]))], torch.float64)
+    edges = DirectedLines([edge_index(lines, np.array([-20.0, -15.0]), np.array([75.0, 45.0]))], torch.float64)
     rng = np.random.default_rng(0)
     places = rng.uniform([-20, -15], [75, 45], (20_000, 2))
     ours = edges.distance(torch.tensor(places)[None], torch.zeros(1, dtype=torch.long))[0].numpy()
@@ -213,7 +213,7 @@ def test_road_edges_of_several_scenes_and_of_boxes() -> None:
     shifted = [ring + aside for ring in rings[:1]]
     low, high = np.array([-20.0, -15.0]), np.array([75.0, 45.0])
     indices = [edge_index(rings, low, high), edge_index(shifted, low + aside, high + aside)]
-    edges = RoadEdges(indices, torch.float64)
+    edges = DirectedLines(indices, torch.float64)
     rng = np.random.default_rng(1)
     boxes = torch.tensor(
         np.concatenate([rng.uniform([0, 0], [55, 30], (2, 50, 2)), rng.uniform(-3, 3, (2, 50, 1))], -1)
@@ -223,7 +223,7 @@ def test_road_edges_of_several_scenes_and_of_boxes() -> None:
     scene = torch.tensor([0, 1])
     found = edges.box_distance(boxes, size, scene)
     for row in range(2):
-        alone = RoadEdges([indices[row]], torch.float64)
+        alone = DirectedLines([indices[row]], torch.float64)
         each = [
             alone.distance(corners(boxes[row, i], size[row, i])[None], torch.zeros(1, dtype=torch.long)).max()
             for i in range(50)
@@ -231,3 +231,22 @@ def test_road_edges_of_several_scenes_and_of_boxes() -> None:
         torch.testing.assert_close(found[row], torch.stack(each))
     inputs = (boxes[:, :8].clone().requires_grad_(), size[:, :8].clone().requires_grad_())
     assert torch.autograd.gradcheck(lambda b, s: edges.box_distance(b, s, scene), inputs, eps=1e-7, atol=1e-5)
+
+
+def test_two_collide_when_they_say_they_will() -> None:
+    """Both keep their speeds: at that time, and not before, their boxes touch."""
+    agents = torch.tensor([[[0.0, 0.0, 0.3, 9.0], [20.0, 6.3, 0.3, 4.0], [0.0, 30.0, 0.0, 9.0]]], dtype=torch.float64)
+    size = torch.tensor([[[4.5, 1.9], [4.0, 1.8], [4.0, 1.8]]], dtype=torch.float64)
+    present = torch.ones(1, 3, dtype=torch.bool)
+    (found,) = time_to_collision(agents, present, size)
+    assert found[1:].tolist() == [LATEST, LATEST], "who is ahead of nobody meets nobody"
+
+    def gap(time: float) -> float:
+        way = time * agents[0, :, 3:4] * torch.stack([torch.cos(agents[0, :, 2]), torch.sin(agents[0, :, 2])], -1)
+        boxes = torch.cat([agents[0, :, :2] + way, agents[0, :, 2:3]], -1)
+        return float(box_distance(boxes[0], boxes[1], size[0, 0], size[0, 1]))
+
+    assert gap(float(found[0])) == pytest.approx(0.0, abs=1e-6)
+    assert gap(float(found[0]) - 0.1) == pytest.approx(0.5, abs=1e-6)
+    present[0, 1] = False
+    assert time_to_collision(agents, present, size)[0, 0] == LATEST

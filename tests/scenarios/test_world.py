@@ -35,7 +35,8 @@ def make_scene(seed: int = 0, agents: int = 5, name: str = "made", **changes: ob
         found.yaw[i], found.velocity[i], found.size[i], found.valid[i] = yaw, velocity, (4.5, 1.9), True
     found.valid[-1, : HISTORY + 5] = False
     ring = np.array([(-50, -30), (200, -30), (200, 30), (-50, 30), (-50, -30)], float)
-    found.map = Map([Polyline("edge", Line.ROAD_EDGE, ring)])
+    lanes = [Polyline(f"lane {y}", Line.LANE, np.array([(-50.0, y), (90.0, y), (200.0, y + 20)])) for y in (-4.0, 0.0)]
+    found.map = Map([Polyline("edge", Line.ROAD_EDGE, ring), *lanes])
     return replace(scene_of(found), **changes)  # type: ignore[arg-type]
 
 
@@ -121,6 +122,11 @@ def test_distances_are_shapelys() -> None:
             theirs = min(shapely.distance(boxes[i], boxes[j]) for j in there if j != i)
             assert found[i] == pytest.approx(theirs, abs=1e-5) if theirs > 0 else found[i] <= 0
         road = shapely.box(*(np.array([-50, -30, 200, 30]) - np.tile(scene.origin, 2)))
+        lanes = shapely.union_all([shapely.LineString(scene.polyline(line)) for line in scene.of_kind(Line.LANE)])
+        theirs_all = shapely.distance(lanes, shapely.points(agents[0, :, :2].numpy()))
+        np.testing.assert_allclose(world.lane_distance(here)[0], theirs_all, atol=1e-4)
+        leads = world.lane_direction(here)[0]
+        assert all(min(abs(one), abs(one - np.arctan2(20, 110))) < 1e-4 for one in leads.tolist())
         for i in there:
             points = [shapely.Point(p) for p in shapely.get_coordinates(boxes[i])]
             theirs = max(point.distance(road.exterior) * (-1 if road.contains(point) else 1) for point in points)
@@ -187,11 +193,12 @@ def test_idm_alone_drives_as_fast_as_it_ever_did_and_beyond_its_log() -> None:
     ("spoil", "said"),
     [
         (lambda scene: [scene, replace(scene, name="b", step=0.2)], "scene 'b' has steps of 0.2 s, 'made' of 0.1 s"),
-        (lambda scene: [replace(scene, line_kind=np.array([Line.LANE], np.int8))], "'made' has no road edges"),
+        (lambda scene: [replace(scene, line_kind=np.full(3, Line.LANE, np.int8))], "'made' has no road edges"),
+        (lambda scene: [replace(scene, line_kind=np.full(3, Line.ROAD_EDGE, np.int8))], "'made' has no lanes"),
         (lambda scene: [replace(scene, history=STEPS)], "has 60 steps: nothing comes after step 59"),
         (lambda scene: [], "no scenes"),
     ],
-    ids=["step", "map", "short", "none"],
+    ids=["step", "map", "lanes", "short", "none"],
 )
 def test_scenes_that_make_no_world_are_refused(spoil: object, said: str) -> None:
     scenes = spoil(make_scene())  # type: ignore[operator]
