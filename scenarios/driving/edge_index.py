@@ -14,7 +14,6 @@ from .recording import Array
 Ints = NDArray[np.int32]
 CELL = 2.0  # metres
 STRAIGHT = 0.01  # metres by which a line may be straightened
-CHUNK = 2_000_000  # distances at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +37,18 @@ def edge_index(lines: Iterable[Array], low: Array, high: Array) -> EdgeIndex:
     x, y = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5, indexing="ij")
     centres = low + CELL * np.column_stack([x.ravel(), y.ravel()])
     reach = CELL * np.sqrt(2.0)  # of two points of a cell, at most
-    near: list[NDArray[np.intp]] = []
-    for some in np.array_split(centres, max(1, len(centres) * len(start) // CHUNK)):
-        distance = _distances(some, start, along)
-        near += [np.flatnonzero(row) for row in distance <= distance.min(axis=1, keepdims=True) + reach]
-    most = max(len(one) for one in near)
-    candidates = np.stack([np.pad(one, (0, most - len(one)), mode="edge") for one in near])
+    points = shapely.points(centres)
+    tree = shapely.STRtree(shapely.linestrings(np.stack([start, start + along], axis=1)))
+    (which, _), nearest = tree.query_nearest(points, all_matches=False, return_distance=True)
+    distance = np.empty(len(points))
+    distance[which] = nearest
+    # Distances change by no more than the way, so only these can be nearest to any point of the cell.
+    cell, segment = tree.query(points, predicate="dwithin", distance=distance + reach)
+    count = np.bincount(cell, minlength=len(points))
+    order = np.argsort(cell, kind="stable")
+    place = np.arange(len(cell)) - np.repeat(np.cumsum(count) - count, count)
+    candidates = np.repeat(segment[order][np.cumsum(count) - 1][:, None], count.max(), axis=1)
+    candidates[cell[order], place] = segment[order]
     return EdgeIndex(start, along, start_normal, end_normal, low, (columns, rows), candidates.astype(np.int32))
 
 
@@ -59,10 +64,3 @@ def _segments(line: Array) -> tuple[Array, Array, Array, Array]:
     if not np.array_equal(line[0], line[-1]):  # it ends somewhere
         before[0], after[-1] = normal[0], normal[-1]
     return line[:-1], along, normal + before, normal + after
-
-
-def _distances(points: Array, start: Array, along: Array) -> Array:
-    """`[points, segments]`."""
-    to = points[:, None] - start
-    share = np.clip((to * along).sum(-1) / np.square(along).sum(-1), 0.0, 1.0)
-    return np.asarray(np.linalg.norm(to - share[..., None] * along, axis=-1))
