@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ..scenarios.errors import InputError
 from .cli_options import Overrides, console
@@ -24,6 +25,7 @@ Files = Annotated[list[Path], typer.Argument(help="Files, or folders with scenes
 def check(files: Files) -> None:
     """Read scenes and say what is in them, and what was repaired. A file that cannot be read does not end the list."""
     from ..scenarios.driving.files import read_scenes, scene_files
+    from ..scenarios.driving.recording import LANES
     from ..scenarios.driving.scene import Kind, Line
 
     table = Table(box=None, pad_edge=False)
@@ -36,9 +38,9 @@ def check(files: Files) -> None:
         try:
             for scene in read_scenes(path):
                 kinds = Counter(scene.kind.tolist())
-                lanes = len(scene.of_kind(Line.LANE, Line.BIKE_LANE, Line.BUS_LANE))
+                lanes = len(scene.of_kind(*LANES))
                 table.add_row(
-                    scene.name, scene.source, *(str(kinds[kind]) for kind in Kind),
+                    Text(scene.name), scene.source, *(str(kinds[kind]) for kind in Kind),
                     str(scene.steps), f"{scene.step:g}", str(lanes), str(len(scene.lane_graph)),
                     str(len(scene.of_kind(Line.ROAD_EDGE))), str(len(scene.lights)),
                 )  # fmt: skip
@@ -66,7 +68,7 @@ def show(
     from ..scenarios.driving.draw import animation, picture
     from ..scenarios.driving.files import read_scenes, scene_files
 
-    (path,) = scene_files([file])[:1]
+    path = scene_files([file])[0]
     found = next((one for i, one in enumerate(read_scenes(path)) if i == scene), None)
     if found is None:
         raise InputError(f"{path}: has no scene {scene}; they are counted from 0")
@@ -75,7 +77,7 @@ def show(
     out.mkdir(parents=True, exist_ok=True)
     picture(found, step).savefig(out / f"{found.stem}.png")
     (out / f"{found.stem}.html").write_text(animation(found))
-    console.print(str(found), highlight=False, soft_wrap=True)
+    console.print(str(found), highlight=False, markup=False, soft_wrap=True)
     for suffix in ("png", "html"):
         console.print(f"{out / found.stem}.{suffix}", highlight=False, soft_wrap=True)
 

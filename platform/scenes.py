@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import libsumo
 import numpy as np
 
 from ..scenarios.driving.fcd import recorded_moments
@@ -19,7 +18,7 @@ from ..scenarios.driving.scene import SUFFIX, Scene, save_scene
 from ..scenarios.driving.sumo_map import SumoMap
 from ..scenarios.errors import InputError
 from ..workers.learner import Learner
-from ..workers.libsumo_binding import RolloutError, simulation
+from ..workers.libsumo_binding import RolloutError, connection, simulation
 from ..workers.scene_source import moments
 from ..workers.sumo_files import SumoFiles
 from .case import load_case
@@ -68,7 +67,7 @@ def scenes_from_sumo(
         network = SumoMap(net)
         try:
             with simulation([*options, *SMOOTH], Path(scratch) / "sumo.log"):
-                seen = moments(libsumo, libsumo.simulation.getTime() + wanted.begin, np.inf)
+                seen = moments(connection, connection.simulation.getTime() + wanted.begin)
                 scenes = scenes_of(seen, network, name, wanted.cut(step), np.random.default_rng(wanted.seed))
                 return _written(scenes, name, wanted, out, progress)
         except RolloutError as error:
@@ -113,16 +112,7 @@ def _options(
     config: Path | None, overrides: list[str] | None, scratch: Path, step: float, seed: int
 ) -> Iterator[tuple[Path, list[str]]]:
     """The network, and SUMO's arguments."""
-    common = [
-        "--step-length",
-        f"{step}",
-        "--seed",
-        f"{seed}",
-        "--no-step-log",
-        "true",
-        "--no-warnings",
-        "true",
-    ]
+    common = ["--step-length", f"{step}", "--seed", f"{seed}", "--no-step-log", "true", "--no-warnings", "true"]
     if config is not None and config.name.endswith(".sumocfg"):
         if overrides:
             raise InputError(f"--set is for Throng's configurations; {config} is SUMO's")

@@ -43,6 +43,7 @@ lane_number: Callable[[str], int] = _function("edge", "getLaneNumber")
 edge_vehicles: Callable[[str], Sequence[str]] = _function("edge", "getLastStepVehicleIDs")
 running: Callable[[], int] = _function("vehicle", "getIDCount")
 set_route: Callable[[str, Sequence[str]], None] = libsumo.vehicle.setRoute
+connection: Any = libsumo  # all of its calls, for those who take a TraCI connection as well
 close: Callable[[], None] = libsumo.close  # completes SUMO's output files; the next simulation starts afresh
 TraCIException: type[Exception] = libsumo.TraCIException
 

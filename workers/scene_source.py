@@ -16,14 +16,15 @@ KINDS = {
 }  # fmt: skip
 
 
-def moments(sumo: Any, begin: float, end: float) -> Iterator[Moment]:
-    """Steps the simulation and says who is where from `begin` to `end` (seconds); it ends earlier when nobody is left.
+def moments(sumo: Any, begin: float) -> Iterator[Moment]:
+    """Steps the simulation and says who is where from `begin` (seconds) to its end, or until nobody is left.
 
     Args:
         sumo: the module libsumo, the module traci or a connection of it, with a simulation loaded.
     """
     looks: dict[str, tuple[float, float, Kind]] = {}
-    while sumo.simulation.getTime() < end and sumo.simulation.getMinExpectedNumber() > 0:
+    end = sumo.simulation.getEndTime()  # negative: none
+    while not 0 <= end <= sumo.simulation.getTime() and sumo.simulation.getMinExpectedNumber() > 0:
         sumo.simulationStep()
         time = round(sumo.simulation.getTime(), 3)
         if time >= begin:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .edge_index import CELL, EdgeIndex
+from .line_index import CELL, LineIndex
 
 FAR = 1e3  # metres: the distance from nobody
 CLEARANCE = 0.3  # metres beside an agent that are in its way, too
@@ -126,7 +126,7 @@ class DirectedLines:
     """
 
     def __init__(
-        self, indices: Sequence[EdgeIndex], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self, indices: Sequence[LineIndex], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
         def joined(name: str) -> Tensor:
             return torch.as_tensor(np.concatenate([getattr(one, name) for one in indices]), dtype=dtype, device=device)

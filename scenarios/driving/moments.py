@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from .recording import Array, Signal, empty, scene_of
 from .scene import Light, Scene
@@ -67,9 +68,11 @@ def _places(moment: Moment, junctions: Array, cut: Cut, rng: np.random.Generator
     """`[places, 2]` around which there is enough going on."""
     if not len(moment.ids) or not len(junctions):
         return np.zeros((0, 2))
-    near = np.linalg.norm(junctions[:, None] - moment.xy[None], axis=2) < cut.radius
-    moving = (near & (moment.speed > 1.0)).sum(axis=1)
-    busy = np.flatnonzero((near.sum(axis=1) >= cut.least) & (moving > 0))
+    near, moving = (
+        cKDTree(places.reshape(-1, 2)).query_ball_point(junctions, cut.radius, return_length=True)
+        for places in (moment.xy, moment.xy[moment.speed > 1.0])
+    )
+    busy = np.flatnonzero((near >= cut.least) & (moving > 0))
     chosen: list[int] = []
     for one in busy[np.argsort(-moving[busy] * rng.random(len(busy)))]:
         apart = all(np.linalg.norm(junctions[one] - junctions[other]) > cut.radius for other in chosen)

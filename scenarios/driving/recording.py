@@ -79,13 +79,12 @@ class Recording:
     xy: Array  # [agents, steps, 2] centres
     yaw: Array  # [agents, steps] radians
     velocity: Array  # [agents, steps, 2] m/s
-    size: Array  # [agents, steps, 2] or [agents, 1, 2] length and width; NaN or 0 where unknown
+    size: Array  # [agents, steps, 2] length and width; NaN or 0 where unknown
     valid: NDArray[np.bool_]  # [agents, steps]
     map: Map
     focal: Iterable[str] = ()  # ids
     ego: str = ""  # id
     goals: Array | None = None  # [agents, 2]
-    notes: list[str] = field(default_factory=list)
 
 
 def empty(name: str, source: str, times: Array, history: int, ids: list[str], kinds: Iterable[int]) -> Recording:
@@ -104,7 +103,7 @@ def scene_of(found: Recording) -> Scene:
     Raises:
         InputError: it is no scene; the reader puts the file's name before the message.
     """
-    notes = list(found.notes)
+    notes: list[str] = []
     step = _step(found.times)
     moving = np.concatenate([found.xy, found.yaw[:, :, None], found.velocity], axis=2)
     numbers = np.all(np.isfinite(moving), axis=2)
@@ -167,7 +166,7 @@ def _assembled(
     tracks[:, :, YAW] = np.arctan2(np.sin(found.yaw[kept]), np.cos(found.yaw[kept]))
     tracks[:, :, SPEED] = _signed_speed(found.yaw[kept], found.velocity[kept], kind)
     usual = np.array([SIZES[Kind(one)] for one in kind])[:, None]
-    given = np.broadcast_to(found.size[kept], (*valid.shape, 2))
+    given = found.size[kept]
     sized = np.all(np.isfinite(given) & (given > 0), axis=2)
     tracks[:, :, [LENGTH, WIDTH]] = np.where(sized[:, :, None], given, usual)
     unsized = np.flatnonzero((valid & ~sized).any(axis=1))

@@ -32,6 +32,7 @@ class SumoMap:
             raise InputError(f"{path}: cannot be read as a SUMO network ({error})") from error
         self._lanes = [lane for edge in net.getEdges(withInternal=True) for lane in edge.getLanes()]
         self._shapes = [shapely.LineString(np.asarray(_flat(lane.getShape()))) for lane in self._lanes]
+        self._tree = shapely.STRtree(self._shapes)
         self._kinds = [_kind(lane) for lane in self._lanes]
         self._nodes = [(shapely.Point(node.getCoord()[:2]), node) for node in net.getNodes()]
         self._signals = _signals(net)
@@ -48,8 +49,7 @@ class SumoMap:
         circle = shapely.Point(centre).buffer(radius)
         made = Map()
         areas = []
-        near = [i for i, shape in enumerate(self._shapes) if shape.intersects(circle)]
-        for i in near:
+        for i in sorted(self._tree.query(circle, predicate="intersects").tolist()):
             lane, shape, kind = self._lanes[i], self._shapes[i], self._kinds[i]
             if kind is None:
                 continue

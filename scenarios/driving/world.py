@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from .draw import extent
-from .edge_index import edge_index
 from .geometry import FAR, DirectedLines, box_distance, time_to_collision
 from .idm import Idm
 from .kinematics import advance
+from .line_index import line_index
 from .recording import LANES
 from .scene import LENGTH, SPEED, WIDTH, YAW, Line, Scene, X, Y
 
@@ -183,5 +183,5 @@ def _lines(
         left, right, bottom, top = extent(one)
         low, high = np.array([left, bottom]) - AROUND, np.array([right, top]) + AROUND
         lines = [one.polyline(line).astype(np.float64) for line in one.of_kind(*kinds)]
-        indices.append(edge_index(lines, low, high))
+        indices.append(line_index(lines, low, high))
     return DirectedLines(indices, dtype, device)

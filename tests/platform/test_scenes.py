@@ -196,7 +196,7 @@ def test_a_bad_file_does_not_end_the_list_and_pictures_are_drawn(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    hostile = "../<script>alert(1)</script>"
+    hostile = "../<script>alert(1)</script>[/b]"
     scene = replace(cut[0][0], name=hostile)
     save_scene(scene, tmp_path / f"good{SUFFIX}")
     (tmp_path / f"bad{SUFFIX}").write_bytes(b"PK\3\4 nothing")

@@ -83,10 +83,20 @@ def run_sumo() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+def _shared(part: str) -> Path:
+    folder = Path(__file__).resolve().parents[2].parent / "shared" / "data" / part
+    if not folder.is_dir():
+        pytest.skip(f"real data are not here (../shared/data/{part} beside the checkout)")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def sumo_data() -> Path:
     """The shared real scenarios; skips where they are absent."""
-    folder = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "sumo"
-    if not folder.is_dir():
-        pytest.skip("real SUMO scenarios are not here (../shared/data/sumo beside the checkout)")
-    return folder
+    return _shared("sumo")
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Path:
+    """The shared recorded driving scenes; skips where they are absent."""
+    return _shared("scenes")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import shapely
 import torch
-from throng.scenarios.driving.edge_index import edge_index
 from throng.scenarios.driving.geometry import LATEST, DirectedLines, box_distance, corners, time_to_collision
 from throng.scenarios.driving.kinematics import (
     FRONT,
@@ -19,6 +18,7 @@ from throng.scenarios.driving.kinematics import (
     curvature,
     delta,
 )
+from throng.scenarios.driving.line_index import line_index
 from throng.scenarios.driving.scene import Kind
 
 STEP = 0.1
@@ -195,7 +195,7 @@ def test_distances_from_road_edges_are_exact() -> None:
     rings, road = _places()
     finer = [shapely.segmentize(shapely.LineString(ring), 0.7) for ring in rings]  # as recordings have them
     lines = [np.asarray(line.coords) for line in finer]
-    edges = DirectedLines([edge_index(lines, np.array([-20.0, -15.0]), np.array([75.0, 45.0]))], torch.float64)
+    edges = DirectedLines([line_index(lines, np.array([-20.0, -15.0]), np.array([75.0, 45.0]))], torch.float64)
     rng = np.random.default_rng(0)
     places = rng.uniform([-20, -15], [75, 45], (20_000, 2))
     ours = edges.distance(torch.tensor(places)[None], torch.zeros(1, dtype=torch.long))[0].numpy()
@@ -212,7 +212,7 @@ def test_road_edges_of_several_scenes_and_of_boxes() -> None:
     aside = np.array([100.0, 0.0])
     shifted = [ring + aside for ring in rings[:1]]
     low, high = np.array([-20.0, -15.0]), np.array([75.0, 45.0])
-    indices = [edge_index(rings, low, high), edge_index(shifted, low + aside, high + aside)]
+    indices = [line_index(rings, low, high), line_index(shifted, low + aside, high + aside)]
     edges = DirectedLines(indices, torch.float64)
     rng = np.random.default_rng(1)
     boxes = torch.tensor(

@@ -557,14 +557,6 @@ def test_files_nobody_reads_are_named(tmp_path: Path) -> None:
 # -- the data sets' own files -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def recorded() -> Path:
-    folder = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "scenes"
-    if not folder.is_dir():
-        pytest.skip("recorded scenes are not here (../shared/data/scenes beside the checkout)")
-    return folder
-
-
 def test_recorded_scenes_are_all_read_and_drive_as_they_say(recorded: Path) -> None:
     """What moves in a step agrees with the speed that is given, and cars point where they go."""
     formats: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Road edges as segments, with a grid that says which of them can be nearest to a point: for fast exact distances."""
+"""Directed lines as segments, with a grid that says which can be nearest to a point: for fast exact distances."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ STRAIGHT = 0.01  # metres by which a line may be straightened
 
 
 @dataclass(frozen=True, eq=False)
-class EdgeIndex:
-    """Segments of directed lines with the road on their left, and for each cell of a grid those that may be nearest."""
+class LineIndex:
+    """Segments of directed lines, and for each cell of a grid those that may be nearest."""
 
     start: Array  # [segments, 2]
     along: Array  # [segments, 2] from the start to the end
@@ -29,7 +29,7 @@ class EdgeIndex:
     candidates: Ints  # [columns * rows, most]: segments, the last repeated
 
 
-def edge_index(lines: Iterable[Array], low: Array, high: Array) -> EdgeIndex:
+def line_index(lines: Iterable[Array], low: Array, high: Array) -> LineIndex:
     """Of directed polylines `[points, 2]`, for points between `low` and `high` `[2]`; exact there."""
     parts = [_segments(np.asarray(line, np.float64)) for line in lines]
     start, along, start_normal, end_normal = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -49,7 +49,7 @@ def edge_index(lines: Iterable[Array], low: Array, high: Array) -> EdgeIndex:
     place = np.arange(len(cell)) - np.repeat(np.cumsum(count) - count, count)
     candidates = np.repeat(segment[order][np.cumsum(count) - 1][:, None], count.max(), axis=1)
     candidates[cell[order], place] = segment[order]
-    return EdgeIndex(start, along, start_normal, end_normal, low, (columns, rows), candidates.astype(np.int32))
+    return LineIndex(start, along, start_normal, end_normal, low, (columns, rows), candidates.astype(np.int32))
 
 
 def _segments(line: Array) -> tuple[Array, Array, Array, Array]:
