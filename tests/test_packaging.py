@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "cluster": set(),
 }
 MUST_NOT_IMPORT = {"scenarios": {"ray", "torch"}, "policies": {"ray"}}
-DIFFERENTIABLE = {"geometry.py", "kinematics.py", "world.py", "idm.py"}  # of scenarios/driving/: numpy has no gradients
+# Of scenarios/driving/: numpy has no gradients.
+DIFFERENTIABLE = {"geometry.py", "kinematics.py", "world.py", "idm.py", "signals.py", "observation.py"}
 ONLY_FROM_OUTSIDE = {"cluster": {"ray"}}  # beside the standard library
 
 

@@ -40,10 +40,18 @@ class Idm:
         self._yaw = torch.cat([way[..., 2], way[:, :, -1:, 2]], dim=-1)[scene]
         self._wanted = torch.where(seen, log[..., 3], 0.0).amax(-1)[scene]
 
-    def step(self, agents: Tensor, present: Tensor, size: Tensor, step: float) -> Tensor:
-        """The next `[worlds, agents, 4]` of everybody, as if nobody else decided."""
+    def step(self, agents: Tensor, present: Tensor, size: Tensor, beyond: Tensor, step: float) -> Tensor:
+        """The next `[worlds, agents, 4]` of everybody, as if nobody else decided.
+
+        Args:
+            beyond: `[worlds, agents]` metres of the centre beyond the stop of a red light; negative: before it.
+        """
         speed = agents[..., 3].clamp_min(0.0)
         gap, closing = leader(agents, present, size)
+        # A red light is a car that stands behind the stop; who is over it with the front drives on.
+        stop = -beyond - size[..., 0] / 2 + STANDSTILL
+        waits = (stop > 0) & (stop < gap)
+        gap, closing = torch.where(waits, stop, gap), torch.where(waits, speed, closing)
         wish = STANDSTILL + (speed * HEADWAY + speed * closing / (2 * (ACCELERATION * COMFORT) ** 0.5)).clamp_min(0.0)
         free = (speed / self._wanted.clamp_min(PARKED)) ** 4
         rate = ACCELERATION * (1 - free - (wish / gap.clamp_min(0.1)).square())

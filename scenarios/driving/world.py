@@ -17,8 +17,10 @@ from .geometry import FAR, DirectedLines, box_distance, time_to_collision
 from .idm import Idm
 from .kinematics import advance
 from .line_index import line_index
-from .recording import LANES
-from .scene import LENGTH, SPEED, WIDTH, YAW, Line, Scene, X, Y
+from .recording import LANES, Array
+from .routes import routes
+from .scene import LENGTH, SPEED, WIDTH, YAW, Kind, Line, Scene, X, Y
+from .signals import RedLights
 
 AROUND = 60.0  # metres beyond where agents were seen in which distances from road edges are exact
 Others = Literal["log", "idm"]
@@ -64,30 +66,39 @@ class World:
         self.scenes = tuple(scenes)
         self.rollouts = rollouts
         self.seconds = scenes[0].step  # of a step
-        begins = [min(one.history, one.steps) - 1 if begin is None else begin for one in scenes]
+        self.begins = begins = [min(one.history, one.steps) - 1 if begin is None else begin for one in scenes]
         self.horizon = min(one.steps - first for one, first in zip(scenes, begins, strict=True)) - 1  # steps with a log
+        self.back = min(begins)  # steps with a log before the beginning
         most = max(one.agents for one in scenes)
-        log = np.zeros((len(scenes), most, self.horizon + 1, 4))
-        seen = np.zeros((len(scenes), most, self.horizon + 1), bool)
+        log = np.zeros((len(scenes), most, self.back + self.horizon + 1, 4))
+        seen = np.zeros(log.shape[:-1], bool)
         size, kind = np.ones((len(scenes), most, 2)), np.zeros((len(scenes), most), np.int64)
-        driven = np.zeros((len(scenes), most), bool)
+        goals, driven = np.zeros((len(scenes), most, 2)), np.zeros((len(scenes), most), bool)
         for i, (one, first) in enumerate(zip(scenes, begins, strict=True)):
-            span = slice(first, first + self.horizon + 1)
-            log[i, : one.agents] = one.tracks[:, span][:, :, [X, Y, YAW, SPEED]]
-            seen[i, : one.agents] = one.valid[:, span]
+            steps = slice(first - self.back, first + self.horizon + 1)
+            log[i, : one.agents] = one.tracks[:, steps][:, :, [X, Y, YAW, SPEED]]
+            seen[i, : one.agents] = one.valid[:, steps]
             size[i, : one.agents] = _sizes(one, first)
             kind[i, : one.agents] = one.kind
+            goals[i, : one.agents] = one.goals
             driven[i, : one.agents] = controlled[i]
             absent = np.flatnonzero(controlled[i] & ~one.valid[:, first])
             if absent.size:
                 raise InputError(f"scene {one.name!r}: agent {one.ids[absent[0]]} is not there in step {first}")
-        self.log = torch.as_tensor(log, dtype=dtype, device=device)  # [scenes, agents, horizon + 1, 4]
-        self.seen = torch.as_tensor(seen, device=device)
+        self._track = torch.as_tensor(log, dtype=dtype, device=device)
+        self._seen = torch.as_tensor(seen, device=device)
+        self.log = self._track[:, :, self.back :]  # [scenes, agents, horizon + 1, 4]
+        self.seen = self._seen[:, :, self.back :]
         self.scene = torch.arange(len(scenes), device=device).repeat_interleave(rollouts)  # [worlds]
         self.size = torch.as_tensor(size, dtype=dtype, device=device)[self.scene]  # [worlds, agents, 2]
         self.kind = torch.as_tensor(kind, device=device)[self.scene]
+        self.goals = torch.as_tensor(goals, dtype=dtype, device=device)[self.scene]  # [worlds, agents, 2]
         self.controlled = torch.as_tensor(driven, device=device)[self.scene]
         self._idm = Idm(self.log, self.seen, self.scene) if others == "idm" else None
+        self._lights = RedLights(
+            scenes, [routes(one, first) for one, first in zip(scenes, begins, strict=True)], begins, self.horizon,
+            self.scene, dtype,
+        )  # fmt: skip
         self._edges = _lines(scenes, (Line.ROAD_EDGE,), dtype, device)
         self._lanes = _lines(scenes, LANES, dtype, device)
         one, other = torch.triu_indices(most, most, 1, device=device)
@@ -99,7 +110,12 @@ class World:
 
     def reset(self) -> WorldState:
         """The beginning."""
-        return WorldState(self.log[self.scene, :, 0], self.seen[self.scene, :, 0], 0)
+        return self.logged(0)
+
+    def logged(self, step: int) -> WorldState:
+        """What was recorded in a step, `-back` to `horizon`."""
+        at = self.back + step
+        return WorldState(self._track[self.scene, :, at], self._seen[self.scene, :, at], step)
 
     def step(self, state: WorldState, action: Tensor) -> WorldState:
         """The next moment; `state` stays as it is.
@@ -110,11 +126,12 @@ class World:
         if state.step >= self.horizon:
             raise ValueError(f"the scenes' logs end after {self.horizon} steps")
         moved = advance(state.agents, action, self.kind, self.size[..., 0], self.seconds)
-        logged, seen = self.log[self.scene, :, state.step + 1], self.seen[self.scene, :, state.step + 1]
         if self._idm is None:
-            others, there = logged, seen
+            logged = self.logged(state.step + 1)
+            others, there = logged.agents, logged.present
         else:
-            others, there = self._idm.step(state.agents, state.present, self.size, self.seconds), state.present
+            others = self._idm.step(state.agents, state.present, self.size, self.red_light(state), self.seconds)
+            there = state.present
         driven = self.controlled
         agents = torch.where(driven[..., None], moved, others)
         return WorldState(agents, torch.where(driven, state.present, there), state.step + 1)
@@ -143,6 +160,14 @@ class World:
     def lane_direction(self, state: WorldState) -> Tensor:
         """`[worlds, agents]` radians: where the nearest lane leads."""
         return self._lanes.direction(state.agents[..., :2], self.scene)
+
+    def red_light(self, state: WorldState) -> Tensor:
+        """`[worlds, agents]` metres of each vehicle's centre beyond the stop of a red light on its way (MRIC, Eq. 52).
+
+        Negative: before it. `-FAR`: no red light on its way, or passed long ago, or no vehicle.
+        """
+        beyond = self._lights.beyond(state.agents[..., :2], state.step)
+        return torch.where(self.kind == Kind.VEHICLE, beyond, -FAR)
 
     def time_to_collision(self, state: WorldState) -> Tensor:
         """`[worlds, agents]` seconds until an agent meets who is ahead of it, at constant speeds."""
@@ -175,13 +200,18 @@ def _sizes(scene: Scene, step: int) -> NDArray[np.float32]:
     return scene.tracks[np.arange(scene.agents), first][:, [LENGTH, WIDTH]]
 
 
+def span(scene: Scene) -> tuple[Array, Array]:
+    """Two corners `[2]` of where agents may come."""
+    left, right, bottom, top = extent(scene)
+    return np.array([left, bottom]) - AROUND, np.array([right, top]) + AROUND
+
+
 def _lines(
     scenes: Sequence[Scene], kinds: tuple[Line, ...], dtype: torch.dtype, device: torch.device | str
 ) -> DirectedLines:
     indices = []
     for one in scenes:
-        left, right, bottom, top = extent(one)
-        low, high = np.array([left, bottom]) - AROUND, np.array([right, top]) + AROUND
+        low, high = span(one)
         lines = [one.polyline(line).astype(np.float64) for line in one.of_kind(*kinds)]
         indices.append(line_index(lines, low, high))
     return DirectedLines(indices, dtype, device)
