@@ -22,6 +22,7 @@ import learning
 import rollouts
 import scale
 import search
+import worlds
 from measure import Result
 from rich.console import Console
 from rich.table import Table
@@ -43,6 +44,7 @@ GROUPS: dict[str, Callable[[bool], list[Result]]] = {
     "memory": scale.memory,
     "growth": scale.growth,
     "city": city.city,
+    "driving": worlds.driving,
 }
 
 

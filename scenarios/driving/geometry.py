@@ -146,6 +146,7 @@ class DirectedLines:
             ],
             -1,
         )
+        self._columns = [column.contiguous() for column in self._segments[:, :5].unbind(-1)]
         first = np.cumsum([0] + [len(one.start) for one in indices])
         most = max(one.candidates.shape[1] for one in indices)
         padded = [
@@ -191,12 +192,19 @@ class DirectedLines:
         place = torch.div(points - self._low[scene].view(*shape, 2), CELL, rounding_mode="floor").long()
         place = torch.minimum(place.clamp_min(0), cells - 1)
         cell = self._first_cell[scene].view(shape) + place[..., 0] * cells[..., 1] + place[..., 1]
-        near = self._segments[self._candidates[cell]]
-        to = points[..., None, :] - near[..., :2]
-        share = ((to * near[..., 2:4]).sum(-1) / near[..., 4]).clamp(0.0, 1.0)
-        which = (to - share[..., None] * near[..., 2:4]).square().sum(-1).argmin(-1, keepdim=True)
-        nearest = torch.take_along_dim(near, which[..., None], dim=-2).squeeze(-2)
-        return nearest, torch.take_along_dim(share, which, dim=-1).squeeze(-1)
+        some = self._candidates.index_select(0, cell.flatten())  # [points, candidates]
+        flat = some.flatten()
+        start_x, start_y, along_x, along_y, squared = (
+            column.index_select(0, flat).view(some.shape) for column in self._columns
+        )
+        to_x, to_y = (points.reshape(-1, 2)[:, k, None] for k in (0, 1))
+        to_x, to_y = to_x - start_x, to_y - start_y
+        share = (to_x * along_x).addcmul_(to_y, along_y).div_(squared).clamp_(0.0, 1.0)
+        to_x.addcmul_(share, along_x, value=-1)
+        to_y.addcmul_(share, along_y, value=-1)
+        which = to_x.square_().addcmul_(to_y, to_y).argmin(-1, keepdim=True)
+        nearest = self._segments.index_select(0, some.gather(-1, which).flatten())
+        return nearest.view(*points.shape[:-1], 9), share.gather(-1, which).view(points.shape[:-1])
 
     def box_distance(self, boxes: Tensor, size: Tensor, scene: Tensor) -> Tensor:
         """Of the corner that is furthest out, metres (MRIC, Eq. 49 and 50): positive as soon as a box leaves the road.

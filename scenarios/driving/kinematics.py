@@ -6,47 +6,82 @@ move by one call: each by the model of its kind.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-
-from .scene import Kind
+from torch.autograd.function import once_differentiable
 
 REAR = FRONT = 0.3  # of an agent's length, from its centre to its axles (MRIC: l_r = c_r L, l_f = c_f L)
+SHARE = REAR / (REAR + FRONT)
 SLOWEST = 0.1  # m/s below which the steering of a logged step cannot be told
 
 
-def bicycle(state: Tensor, action: Tensor, length: Tensor, step: float) -> Tensor:
+def bicycle(state: Tensor, action: Tensor, rear: Tensor, step: float) -> Tensor:
     """The next state of vehicles and cyclists (MRIC, Eq. 4 to 8).
 
     Args:
         state: `[..., 4]`.
-        action: `[..., 2]` acceleration (m/s²) and steering angle (radians).
-        length: `[...]` of the agent, metres.
+        action: `[..., 2]` or more: acceleration (m/s²) and steering angle (radians); what follows does not matter.
+        rear: `[...]` metres from the centre to the rear axle: `REAR` of the length.
         step: seconds.
     """
-    x, y, yaw, speed = state.unbind(-1)
-    acceleration, steering = action.unbind(-1)
-    slip = torch.atan(REAR / (REAR + FRONT) * torch.tan(steering))
-    way = speed * step
-    return torch.stack(
-        [
-            x + way * torch.cos(yaw + slip),
-            y + way * torch.sin(yaw + slip),
-            yaw + way / (REAR * length) * torch.sin(slip),
-            speed + acceleration * step,
-        ],
-        dim=-1,
-    )
+    return _Bicycle.apply(state, action, rear, step)
 
 
-def bicycle_action(state: Tensor, after: Tensor, length: Tensor, step: float) -> Tensor:
+class _Bicycle(torch.autograd.Function):
+    """With its own backward pass: that of its operations takes three times as long. It has no second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, action: Tensor, rear: Tensor, step: float) -> Tensor:
+        x, y, yaw, speed = state.unbind(-1)
+        acceleration, steering = action.unbind(-1)[:2]
+        tan = torch.tan(steering)
+        slip = torch.atan(tan * SHARE)
+        course = yaw + slip
+        cos, sin = torch.cos(course), torch.sin(course)
+        turn = torch.sin(slip) / rear
+        ctx.save_for_backward(tan, slip, cos, sin, speed, turn, rear)
+        ctx.step, ctx.unused = step, action.shape[-1] - 2
+        return torch.stack(
+            [
+                torch.addcmul(x, speed, cos, value=step),
+                torch.addcmul(y, speed, sin, value=step),
+                torch.addcmul(yaw, speed, turn, value=step),
+                torch.add(speed, acceleration, alpha=step),
+            ],
+            dim=-1,
+        )
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """The transposed Jacobian (MRIC, Eq. 13, and its counterpart for actions) times the gradient."""
+        tan, slip, cos, sin, speed, turn, rear = ctx.saved_tensors
+        x, y, yaw, faster = gradient.unbind(-1)
+        # By direction, by speed and by slip angle; all are still to be multiplied by the time step.
+        across = torch.addcmul(y * cos, x, sin, value=-1) * speed
+        along = torch.addcmul(torch.addcmul(x * cos, y, sin), yaw, turn)
+        cos_slip = torch.cos(slip)
+        by_slip = torch.addcmul(across, speed * cos_slip / rear, yaw)
+        # slip = atan(s tan(steering)) changes by s cos(slip)^2 (1 + tan(steering)^2).
+        tilted = cos_slip * tan
+        by_steering = by_slip * torch.addcmul(cos_slip * cos_slip, tilted, tilted) * (SHARE * ctx.step)
+        state = torch.stack(
+            [x, y, torch.add(yaw, across, alpha=ctx.step), torch.add(faster, along, alpha=ctx.step)], dim=-1
+        )
+        unused = [torch.zeros_like(x)] * ctx.unused
+        return state, torch.stack([faster * ctx.step, by_steering, *unused], dim=-1), None, None
+
+
+def bicycle_action(state: Tensor, after: Tensor, rear: Tensor, step: float) -> Tensor:
     """The action `[..., 2]` by which `bicycle` comes to the direction and speed `after`; who stands does not steer."""
     speed = state[..., 3]
     turn = wrapped(after[..., 2] - state[..., 2])
     moving = speed.abs() > SLOWEST
     way = torch.where(moving, speed * step, torch.ones_like(speed))
-    slip = torch.asin((turn * REAR * length / way).clamp(-0.99, 0.99))
-    steering = torch.atan((REAR + FRONT) / REAR * torch.tan(slip))
+    slip = torch.asin((turn * rear / way).clamp(-0.99, 0.99))
+    steering = torch.atan(torch.tan(slip) / SHARE)
     return torch.stack([(after[..., 3] - speed) / step, torch.where(moving, steering, 0.0)], dim=-1)
 
 
@@ -73,21 +108,20 @@ def curvature(state: Tensor, action: Tensor, step: float) -> Tensor:
     return torch.stack([x + way * torch.cos(yaw), y + way * torch.sin(yaw), yaw + bend * way, after], dim=-1)
 
 
-def advance(state: Tensor, action: Tensor, kind: Tensor, length: Tensor, step: float) -> Tensor:
-    """The next state of agents of all kinds: pedestrians by `delta`, all others by `bicycle`.
+def advance(state: Tensor, action: Tensor, walks: Tensor | None, rear: Tensor, step: float) -> Tensor:
+    """The next state of agents of all kinds: those who walk by `delta`, all others by `bicycle`.
 
     Args:
         state: `[..., 4]`.
-        action: `[..., 3]`: acceleration, steering and nothing; of pedestrians, what x, y and direction change by.
-        kind: `[...]`, a `Kind` each.
-        length: `[...]` metres.
+        action: `[..., 3]`: acceleration, steering and nothing; of those who walk, what x, y and direction change by.
+        walks: `[...]` bool; None: nobody does.
+        rear: `[...]` metres from the centre to the rear axle.
         step: seconds.
     """
-    walks = (kind == Kind.PEDESTRIAN)[..., None]
-    if not walks.any():
-        return bicycle(state, action[..., :2], length, step)
-    driven = bicycle(state, torch.where(walks, 0.0, action)[..., :2], length, step)
-    return torch.where(walks, delta(state, action, step), driven)
+    if walks is None:
+        return bicycle(state, action, rear, step)
+    driven = bicycle(state, torch.where(walks[..., None], 0.0, action), rear, step)
+    return torch.where(walks[..., None], delta(state, action, step), driven)
 
 
 def wrapped(angle: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..errors import InputError
 from .draw import extent
 from .geometry import FAR, DirectedLines, box_distance, time_to_collision
 from .idm import Idm
-from .kinematics import advance
+from .kinematics import REAR, advance
 from .line_index import line_index
 from .recording import LANES, Array
 from .routes import routes
@@ -91,9 +91,13 @@ class World:
         self.seen = self._seen[:, :, self.back :]
         self.scene = torch.arange(len(scenes), device=device).repeat_interleave(rollouts)  # [worlds]
         self.size = torch.as_tensor(size, dtype=dtype, device=device)[self.scene]  # [worlds, agents, 2]
+        self.rear = REAR * self.size[..., 0]  # [worlds, agents] metres from the centre to the rear axle
         self.kind = torch.as_tensor(kind, device=device)[self.scene]
         self.goals = torch.as_tensor(goals, dtype=dtype, device=device)[self.scene]  # [worlds, agents, 2]
         self.controlled = torch.as_tensor(driven, device=device)[self.scene]
+        walks = (self.kind == Kind.PEDESTRIAN) & self.controlled
+        self._walks = walks if walks.any() else None
+        self._alone = not bool((self.seen.any(-1)[self.scene] & ~self.controlled).any())  # there is nobody else
         self._idm = Idm(self.log, self.seen, self.scene) if others == "idm" else None
         self._lights = RedLights(
             scenes, [routes(one, first) for one, first in zip(scenes, begins, strict=True)], begins, self.horizon,
@@ -125,7 +129,9 @@ class World:
         """
         if state.step >= self.horizon:
             raise ValueError(f"the scenes' logs end after {self.horizon} steps")
-        moved = advance(state.agents, action, self.kind, self.size[..., 0], self.seconds)
+        moved = advance(state.agents, action, self._walks, self.rear, self.seconds)
+        if self._alone:
+            return WorldState(moved, state.present, state.step + 1)
         if self._idm is None:
             logged = self.logged(state.step + 1)
             others, there = logged.agents, logged.present

@@ -107,13 +107,22 @@ def test_the_bicycle_has_its_printed_jacobian() -> None:
         length = 4.5
         state = torch.tensor([x, y, yaw, speed], dtype=torch.float64)
         action = torch.tensor([acceleration, steering], dtype=torch.float64)
-        found = torch.func.jacrev(bicycle)(state, action, torch.tensor(length, dtype=torch.float64), STEP)
+        long = torch.tensor(REAR * length, dtype=torch.float64)
+        found = torch.autograd.functional.jacobian(lambda s, a=action, n=long: bicycle(s, a, n, STEP), state)
         slip = math.atan(REAR / (REAR + FRONT) * math.tan(steering))
         expected = np.eye(4)
         expected[0, 2:] = -speed * math.sin(yaw + slip) * STEP, math.cos(yaw + slip) * STEP
         expected[1, 2:] = speed * math.cos(yaw + slip) * STEP, math.sin(yaw + slip) * STEP
         expected[2, 3] = math.sin(slip) * STEP / (REAR * length)
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+
+
+def test_a_bicycle_has_the_gradients_of_finite_differences() -> None:
+    rng = np.random.default_rng(0)
+    state = torch.tensor(rng.normal(0, 1, (3, 5, 4)) * [20, 20, 2, 8], requires_grad=True)
+    action = torch.tensor(rng.normal(0, 1, (3, 5, 2)) * [2.0, 0.4], requires_grad=True)
+    length = torch.tensor(rng.uniform(2, 10, (3, 5)))
+    assert torch.autograd.gradcheck(lambda s, a: bicycle(s, a, REAR * length, STEP), (state, action))
 
 
 def test_a_bicycle_drives_in_circles_of_its_radius() -> None:
@@ -125,7 +134,7 @@ def test_a_bicycle_drives_in_circles_of_its_radius() -> None:
     step, places = 1e-2, []
     for _ in range(round(2 * math.pi * radius / speed / step)):
         places.append(state[:2].numpy())
-        state = bicycle(state, torch.tensor([0.0, steering], dtype=torch.float64), torch.tensor(length), step)
+        state = bicycle(state, torch.tensor([0.0, steering], dtype=torch.float64), torch.tensor(REAR * length), step)
     np.testing.assert_allclose(np.linalg.norm(np.array(places) - [0.0, radius], axis=1), radius, rtol=0.02)
 
 
@@ -135,8 +144,8 @@ def test_actions_of_a_log_lead_through_it() -> None:
     state[:, 3] = state[:, 3].abs() + 0.5
     action = torch.tensor(rng.normal(0, 1, (500, 2)) * [2.0, 0.2])
     length = torch.tensor(rng.uniform(2, 10, 500))
-    after = bicycle(state, action, length, STEP)
-    torch.testing.assert_close(bicycle_action(state, after, length, STEP), action, atol=1e-6, rtol=0)
+    after = bicycle(state, action, REAR * length, STEP)
+    torch.testing.assert_close(bicycle_action(state, after, REAR * length, STEP), action, atol=1e-6, rtol=0)
     still = torch.zeros(1, 4, dtype=torch.float64)
     assert bicycle_action(still, still, torch.tensor([4.0]), STEP).tolist() == [[0.0, 0.0]]
 
@@ -168,12 +177,12 @@ def test_a_curve_has_its_curvature_and_who_brakes_stops() -> None:
 def test_pedestrians_step_and_all_others_drive() -> None:
     state = torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 3, requires_grad=True)
     action = torch.tensor([[0.3, -0.4, 0.1], [1.0, 0.2, 0.0], [1.0, 0.2, 0.0]], requires_grad=True)
-    kind = torch.tensor([Kind.PEDESTRIAN, Kind.VEHICLE, Kind.CYCLIST])
+    walks = torch.tensor([True, False, False])
     length = torch.tensor([0.6, 4.5, 1.8])
-    after = advance(state, action, kind, length, STEP)
+    after = advance(state, action, walks, REAR * length, STEP)
     torch.testing.assert_close(after[0], torch.tensor([0.3, -0.4, 0.1, 5.0]))
     for i in (1, 2):
-        torch.testing.assert_close(after[i], bicycle(state[i], action[i, :2], length[i], STEP))
+        torch.testing.assert_close(after[i], bicycle(state[i], action[i, :2], REAR * length[i], STEP))
     after.sum().backward()
     assert torch.isfinite(state.grad).all()  # type: ignore[arg-type]
     assert action.grad[1, 2] == 0.0  # type: ignore[index]

@@ -73,7 +73,7 @@ def test_actions_of_the_log_drive_along_it_and_all_worlds_at_once_as_each_alone(
     for _ in range(world.horizon):
         step = states[-1].step
         logged = world.log[world.scene]
-        action = bicycle_action(states[-1].agents, logged[:, :, step + 1], world.size[..., 0], world.seconds)
+        action = bicycle_action(states[-1].agents, logged[:, :, step + 1], world.rear, world.seconds)
         states.append(world.step(states[-1], torch.cat([action, torch.zeros_like(action[..., :1])], -1)))
     final, logged = states[-1], world.log[:, :, -1]
     driven = world.controlled & final.present
@@ -84,7 +84,7 @@ def test_actions_of_the_log_drive_along_it_and_all_worlds_at_once_as_each_alone(
         for before in states[:-1]:
             action = bicycle_action(
                 before.agents[i : i + 1, : scene.agents], world.log[i : i + 1, : scene.agents, before.step + 1],
-                alone.size[..., 0], alone.seconds,
+                alone.rear, alone.seconds,
             )  # fmt: skip
             state = alone.step(state, torch.cat([action, torch.zeros_like(action[..., :1])], -1))
         here = state.present[0]
