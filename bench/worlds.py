@@ -79,7 +79,11 @@ def peer(ours: World, collisions: str, start: torch.Tensor | None = None) -> Any
     model.set_state(begin.agents if start is None else start)
     settings = TorchDriveConfig(collision_metric=CollisionMetric[collisions], renderer=RendererConfig())
     return Simulator(
-        BirdviewMesh.empty(batch_size=len(ours.scene)), {"car": model}, {"car": ours.size}, {"car": begin.present}, settings
+        BirdviewMesh.empty(batch_size=len(ours.scene)),
+        {"car": model},
+        {"car": ours.size},
+        {"car": begin.present},
+        settings,
     )
 
 
@@ -168,9 +172,13 @@ def driving(quick: bool) -> list[Result]:
     try:
         import torchdrivesim  # noqa: F401
     except ImportError:
-        raise SystemExit("bench: this compares with torchdrivesim, which is not here: pip install torchdrivesim") from None
+        raise SystemExit(
+            "bench: this compares with torchdrivesim, which is not here: pip install torchdrivesim"
+        ) from None
     apart = agreement()
-    results = [Result("driving: largest difference from torchdrivesim's bicycle", apart, AGREE, "lower", f"{STEPS} steps")]
+    results = [
+        Result("driving: largest difference from torchdrivesim's bicycle", apart, AGREE, "lower", f"{STEPS} steps")
+    ]
     for worlds, agents in [BAR] if quick else SIZES:
         results += _size(worlds, agents, quick)
     return results
@@ -205,7 +213,9 @@ def _size(worlds: int, agents: int, quick: bool) -> list[Result]:
     ms = {name: 1e3 * median(cost.cpu for cost in costs[name]) for name in calls}
 
     def row(name: str, theirs: str, mine: str, bar: float, text: str) -> Result:
-        return Result(f"driving {size}: {name}", ratio(costs[theirs], costs[mine]), bar if at_bar else 0.0, "higher", text)
+        return Result(
+            f"driving {size}: {name}", ratio(costs[theirs], costs[mine]), bar if at_bar else 0.0, "higher", text
+        )
 
     return [
         row("step + exact boxes, times torchdrivesim's step + IoU", "iou", "boxes", 8.0, detail),

@@ -26,7 +26,7 @@ def bicycle(state: Tensor, action: Tensor, rear: Tensor, step: float) -> Tensor:
         rear: `[...]` metres from the centre to the rear axle: `REAR` of the length.
         step: seconds.
     """
-    return _Bicycle.apply(state, action, rear, step)
+    return _Bicycle.apply(state, action, rear, step)  # type: ignore[no-untyped-call]
 
 
 class _Bicycle(torch.autograd.Function):
@@ -54,7 +54,7 @@ class _Bicycle(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """The transposed Jacobian (MRIC, Eq. 13, and its counterpart for actions) times the gradient."""
         tan, slip, cos, sin, speed, turn, rear = ctx.saved_tensors

@@ -19,7 +19,6 @@ from throng.scenarios.driving.kinematics import (
     delta,
 )
 from throng.scenarios.driving.line_index import line_index
-from throng.scenarios.driving.scene import Kind
 
 STEP = 0.1
 Boxes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
