@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: on
 
 import city
 import fleet
+import imagined
 import learning
 import rollouts
 import scale
@@ -45,6 +46,7 @@ GROUPS: dict[str, Callable[[bool], list[Result]]] = {
     "growth": scale.growth,
     "city": city.city,
     "driving": worlds.driving,
+    "imagined": imagined.imagined,
 }
 
 

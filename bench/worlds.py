@@ -8,7 +8,7 @@ five discs; ours are exact signed distances.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,17 +33,21 @@ STEPS = 40
 AGREE = 1e-5  # metres and radians over STEPS steps
 
 
+def scenes(wanted: Wanted) -> Iterator[Scene]:
+    """Cut out of the built-in town."""
+    with tempfile.TemporaryDirectory() as folder, Progress(Console(quiet=True)) as progress:
+        for path in scenes_from_sumo(None, None, 0.1, wanted, Path(folder), progress):
+            yield from read_scenes(path)
+
+
 @cache
 def scene() -> Scene:
     """With as many vehicles there throughout as the largest size has."""
     most = max(agents for _, agents in SIZES)
-    with tempfile.TemporaryDirectory() as folder, Progress(Console(quiet=True)) as progress:
-        wanted = Wanted(8, begin=900.0, history=1.0, future=5.0, radius=300.0)
-        for path in scenes_from_sumo(None, None, 0.1, wanted, Path(folder), progress):
-            (one,) = read_scenes(path)
-            whole = np.flatnonzero(one.valid.all(axis=1) & (one.kind == 0))
-            if len(whole) >= most:
-                return _of(one, whole[:most])
+    for one in scenes(Wanted(8, begin=900.0, history=1.0, future=5.0, radius=300.0)):
+        whole = np.flatnonzero(one.valid.all(axis=1) & (one.kind == 0))
+        if len(whole) >= most:
+            return _of(one, whole[:most])
     raise RuntimeError(f"no scene with {most} vehicles")
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from typer.exceptions import Abort, TyperException
 
 from ..scenarios.errors import InputError
-from . import cli_jobs, cli_scenes, cli_studies
+from . import cli_jobs, cli_scenes, cli_studies, cli_worldmodel
 from .cli_options import ConfigPath, Overrides, Profile, RunPath, console
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ scenario_app = typer.Typer(no_args_is_help=True, help="Look at scenarios before 
 app.add_typer(scenario_app, name="scenario")
 app.add_typer(cli_jobs.job_app, name="job")
 app.add_typer(cli_scenes.scenes_app, name="scenes")
+app.add_typer(cli_worldmodel.worldmodel_app, name="worldmodel")
 for command in (cli_studies.whatif, cli_studies.compare, cli_studies.validate, cli_jobs.submit):
     app.command()(command)
 INTERRUPTED = 130

@@ -1,0 +1,65 @@
+"""World models on disk: tensors in safetensors, all else in JSON; nothing to unpickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ...scenarios.errors import InputError
+from .world_model import WorldModel, WorldModelSettings
+
+MODEL, FACTS = "model.safetensors", "model.json"
+_FORMAT = 1
+
+
+def save_model(model: WorldModel, folder: Path, **facts: Any) -> None:
+    """Writes both files into `folder`, each complete or not at all; `facts` go into the JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: one.detach().cpu().contiguous() for name, one in model.state_dict().items()}
+    save_file(tensors, folder / f"{MODEL}.partial")
+    (folder / f"{MODEL}.partial").replace(folder / MODEL)
+    text = json.dumps({"format": _FORMAT, "settings": asdict(model.settings), **facts}, indent=1)
+    (folder / f"{FACTS}.partial").write_text(text + "\n")
+    (folder / f"{FACTS}.partial").replace(folder / FACTS)
+
+
+def load_model(folder: Path) -> WorldModel:
+    """In evaluation mode, on the CPU.
+
+    Raises:
+        InputError: no model is there, or another version's.
+    """
+    for name in (MODEL, FACTS):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: no world model ({name} is missing); `throng worldmodel train` makes one")
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        if facts["format"] != _FORMAT:
+            raise ValueError(f"format {facts['format']}")
+        model = WorldModel(WorldModelSettings(**facts["settings"]))
+        model.load_state_dict(load_file(folder / MODEL))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: not a world model that this version can read ({error})") from error
+    return model.eval()
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Its tensors; what else it has follows from how it is made."""
+    state = optimizer.state_dict()["state"]
+    save_file(
+        {f"{i}.{name}": torch.as_tensor(one).cpu() for i, own in state.items() for name, one in own.items()}, path
+    )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, one in load_file(path).items():
+        i, name = key.split(".", 1)
+        state.setdefault(int(i), {})[name] = one
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
