@@ -6,12 +6,13 @@ move by one call: each by the model of its kind.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Motion = Literal["bicycle", "curvature"]
 REAR = FRONT = 0.3  # of an agent's length, from its centre to its axles (MRIC: l_r = c_r L, l_f = c_f L)
 SHARE = REAR / (REAR + FRONT)
 SLOWEST = 0.1  # m/s below which the steering of a logged step cannot be told
@@ -108,20 +109,23 @@ def curvature(state: Tensor, action: Tensor, step: float) -> Tensor:
     return torch.stack([x + way * torch.cos(yaw), y + way * torch.sin(yaw), yaw + bend * way, after], dim=-1)
 
 
-def advance(state: Tensor, action: Tensor, walks: Tensor | None, rear: Tensor, step: float) -> Tensor:
-    """The next state of agents of all kinds: those who walk by `delta`, all others by `bicycle`.
+def advance(
+    state: Tensor, action: Tensor, walks: Tensor | None, rear: Tensor, step: float, motion: Motion = "bicycle"
+) -> Tensor:
+    """The next state of agents of all kinds: those who walk by `delta`, all others by `bicycle` or `curvature`.
 
     Args:
         state: `[..., 4]`.
-        action: `[..., 3]`: acceleration, steering and nothing; of those who walk, what x, y and direction change by.
+        action: `[..., 3]`: acceleration, steering (or curvature) and nothing; of those who walk, what x, y and direction
+            change by.
         walks: `[...]` bool; None: nobody does.
         rear: `[...]` metres from the centre to the rear axle.
         step: seconds.
+        motion: of who does not walk.
     """
-    if walks is None:
-        return bicycle(state, action, rear, step)
-    driven = bicycle(state, torch.where(walks[..., None], 0.0, action), rear, step)
-    return torch.where(walks[..., None], delta(state, action, step), driven)
+    asked = action if walks is None else torch.where(walks[..., None], 0.0, action)
+    driven = bicycle(state, asked, rear, step) if motion == "bicycle" else curvature(state, asked[..., :2], step)
+    return driven if walks is None else torch.where(walks[..., None], delta(state, action, step), driven)
 
 
 def wrapped(angle: Tensor) -> Tensor:

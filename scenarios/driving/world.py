@@ -15,7 +15,7 @@ from ..errors import InputError
 from .draw import extent
 from .geometry import FAR, DirectedLines, box_distance, time_to_collision
 from .idm import Idm
-from .kinematics import REAR, advance
+from .kinematics import REAR, Motion, advance
 from .line_index import line_index
 from .recording import LANES, Array
 from .routes import routes
@@ -47,6 +47,8 @@ class World:
         rollouts: worlds of each scene.
         others: what those do who are not controlled.
         begin: step of the scenes with which worlds begin; by default the last of the history.
+        motion: what the second number of an action is to who does not walk: the steering angle of a bicycle, or the
+            curvature of its way (TrafficGamer).
 
     Raises:
         InputError: naming the scene.
@@ -59,12 +61,14 @@ class World:
         rollouts: int = 1,
         others: Others = "log",
         begin: int | None = None,
+        motion: Motion = "bicycle",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         _require(scenes, begin)
         self.scenes = tuple(scenes)
         self.rollouts = rollouts
+        self._motion = motion
         self.seconds = scenes[0].step  # of a step
         self.begins = begins = [min(one.history, one.steps) - 1 if begin is None else begin for one in scenes]
         self.horizon = min(one.steps - first for one, first in zip(scenes, begins, strict=True)) - 1  # steps with a log
@@ -129,7 +133,7 @@ class World:
         """
         if state.step >= self.horizon:
             raise ValueError(f"the scenes' logs end after {self.horizon} steps")
-        moved = advance(state.agents, action, self._walks, self.rear, self.seconds)
+        moved = advance(state.agents, action, self._walks, self.rear, self.seconds, self._motion)
         if self._alone:
             return WorldState(moved, state.present, state.step + 1)
         if self._idm is None:

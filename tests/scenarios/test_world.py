@@ -210,3 +210,18 @@ def test_who_is_not_there_cannot_be_driven() -> None:
     scene = make_scene()
     with pytest.raises(InputError, match="agent a4 is not there in step 10"):
         World([scene], [np.ones(5, bool)])
+
+
+def test_ways_of_some_curvature_are_driven() -> None:
+    """At 0.02 1/m and constant speed everybody who drives turns by 0.02 rad a metre; who walks steps."""
+    scene = make_scene(agents=4)
+    drives = [scene.valid[:, HISTORY - 1]]
+    world = World([scene], drives, motion="curvature", dtype=torch.float64)
+    state = world.reset()
+    begin = state.agents
+    for _ in range(20):
+        state = world.step(state, torch.tensor([0.0, 0.02, 0.0]).expand(1, 4, 3))
+    for i in np.flatnonzero(drives[0] & (scene.kind == Kind.VEHICLE)):
+        turned = state.agents[0, i, 2] - begin[0, i, 2]
+        assert turned == pytest.approx(0.02 * 20 * STEP * float(begin[0, i, 3]), rel=1e-9)
+        assert state.agents[0, i, 3] == begin[0, i, 3]
