@@ -84,13 +84,14 @@ class Attention(nn.Module):
     are fewer of these than of pairs. One more that is looked at is nothing.
     """
 
-    def __init__(self, hidden: int, heads: int) -> None:
+    def __init__(self, hidden: int, heads: int, related: bool = True) -> None:
         super().__init__()
         self.heads, self.size = heads, hidden // heads
         self.before, self.of_keys, self.between = nn.LayerNorm(hidden), nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.query, self.key_value = nn.Linear(hidden, hidden), nn.Linear(hidden, 2 * hidden)
-        self.relation_key = nn.Parameter(torch.randn(heads, self.size, RELATION) / RELATION**0.5)
-        self.relation_value = nn.Parameter(torch.randn(heads, self.size, RELATION) / RELATION**0.5)
+        if related:
+            self.relation_key = nn.Parameter(torch.randn(heads, self.size, RELATION) / RELATION**0.5)
+            self.relation_value = nn.Parameter(torch.randn(heads, self.size, RELATION) / RELATION**0.5)
         self.out = nn.Linear(hidden, hidden)
         self.feed = nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.SiLU(), nn.Linear(2 * hidden, hidden))
 
@@ -106,7 +107,7 @@ class Attention(nn.Module):
         Args:
             x: `[n, looking, hidden]`.
             what: keys and values, `[heads, n, many, size]`.
-            relation: `[n, many, RELATION]`; None: there is none.
+            relation: `[n, many, RELATION]`; None where there is none.
             there: `[n, many]` bool.
         """
         n, looking, hidden = x.shape
@@ -159,7 +160,8 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, settings: WorldModelSettings) -> None:
         super().__init__()
-        self.time, self.map, self.others, self.modes = (Attention(settings.hidden, settings.heads) for _ in range(4))
+        self.time, self.map, self.others = (Attention(settings.hidden, settings.heads) for _ in range(3))
+        self.modes = Attention(settings.hidden, settings.heads, related=False)
 
 
 def mlp(numbers: int, hidden: int, out: int) -> nn.Sequential:

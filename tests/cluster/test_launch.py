@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -177,7 +179,7 @@ def autoscaled(tmp_path: Path) -> Iterator[Callable[[str], str]]:
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(name: str) -> str:
-        ports = [_free_port() for _ in range(3)]
+        ports = [_free_port() for _ in range(2)]
         address = f"{ray.util.get_node_ip_address()}:{ports[0]}"
         types = {}
         for kind, given in _node_types(name).items():
@@ -200,7 +202,7 @@ def autoscaled(tmp_path: Path) -> Iterator[Callable[[str], str]]:
         path.write_text(json.dumps(config))
         command = [
             str(RAY), "start", "--head", "--block", f"--port={ports[0]}", "--num-cpus=0",
-            f"--autoscaling-config={path}", f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}",
+            f"--autoscaling-config={path}", "--include-dashboard=False", f"--dashboard-agent-listen-port={ports[1]}",
             f"--object-store-memory={100 * 2**20}",
         ]  # fmt: skip
         env = os.environ | OPEN | {  # version 2 lacks a file of the fake provider in Ray's wheel
@@ -208,13 +210,15 @@ def autoscaled(tmp_path: Path) -> Iterator[Callable[[str], str]]:
             "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0",
         }  # fmt: skip
         with (tmp_path / "log").open("w") as log:
-            processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
+            processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, process_group=0))
         return address
 
     yield start
     for process in processes:
         process.terminate()
         process.wait(60)
+        with contextlib.suppress(ProcessLookupError):  # the fake provider's nodes outlive who made them
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _nodes(label: str) -> int:

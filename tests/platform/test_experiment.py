@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from rich.console import Console
+from throng.cluster.session import session
 from throng.platform import cli
 from throng.platform.cli import app
 from throng.platform.config import load_config
@@ -26,11 +28,12 @@ from throng.platform.progress import Progress
 from throng.platform.store import RunStore
 from throng.scenarios.errors import InputError
 from throng.workers.fleet import Failure
+from throng.workers.placement import cpus_for
 from throng.workers.pool import LocalPool, RayPool
 from throng.workers.reward import RewardClient
 
 SMALL = [
-    "scenario.town.vehicles=150", "scenario.town.minutes=5", "search.population=6", "search.screen=2",
+    "scenario.town.vehicles=80", "scenario.town.minutes=3", "search.population=6", "search.screen=2",
     "search.elites=2", "search.budget=30", "search.generations=3", "diffusion.updates=10", "diffusion.width=32",
     "report.seeds=2", "report.reference_seeds=2",
 ]  # fmt: skip
@@ -75,7 +78,7 @@ def test_every_vehicle_gets_a_reward_model_and_a_route_it_can_drive(undisturbed:
 
     _finish(undisturbed)
     table = pq.read_table(undisturbed / "rewards.parquet")
-    assert table.num_rows == 150
+    assert table.num_rows == 80
     for row in table.select(["origin", "destination", "route"]).to_pylist():
         assert row["route"][0] == row["origin"]
         assert row["route"][-1] == row["destination"]
@@ -114,14 +117,21 @@ def test_a_crash_at_any_simulation_resumes_to_the_same_result_and_repeats_nothin
     same(results(undisturbed), results(directory))
 
 
-def test_ray_gives_the_result_of_one_process(undisturbed: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def a_ray() -> Iterator[None]:
+    """Begun once for the runs of this file that want it; the what-if on Ray of test_whatif.py begins its own."""
+    with session("local", cpus_for(2, None)):
+        yield
+
+
+def test_ray_gives_the_result_of_one_process(a_ray: None, undisturbed: Path, tmp_path: Path) -> None:
     directory = tmp_path / "ray"
     run(small(rollouts=2), directory, resume=False, console=Console(quiet=True))
     same(results(undisturbed), results(directory))
 
 
 def test_a_run_in_which_everything_dies_ends_as_if_nothing_had(
-    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    a_ray: None, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rollout workers, learners and the reward service, killed in turn all the way, some of them amid their work:
     every simulation is committed once, and the result is the same to the bit."""
@@ -305,7 +315,11 @@ def test_other_latents_and_live_routing_run(tmp_path: Path, latent: str, replan:
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "throng.platform.cli", "run", "--out", str(tmp_path / "run")]
-    sets = [part for setting in [*SMALL[2:], "workers.rollouts=0"] for part in ("--set", setting)]
+    sets = [
+        part
+        for setting in [*SMALL, "workers.rollouts=0", "search.budget=1000", "search.generations=1000"]
+        for part in ("--set", setting)
+    ]
     process = subprocess.Popen(
         [*command, *sets],
         stderr=subprocess.PIPE,

@@ -27,7 +27,7 @@ from throng.workers.ray_internals import node_of
 from throng.workers.reward import RewardClient
 
 SMALL = [
-    "scenario={town: {vehicles: 150, minutes: 5}}", "search.population=6", "search.screen=2", "search.elites=2",
+    "scenario={town: {vehicles: 80, minutes: 3}}", "search.population=6", "search.screen=2", "search.elites=2",
     "search.budget=20", "search.generations=2", "diffusion.updates=10", "diffusion.width=32", "report.seeds=2",
     "report.reference_seeds=2",
 ]  # fmt: skip
@@ -59,7 +59,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head without work and three nodes, each with room for two rollout workers, the learner and the reward service."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK})
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
+    )
     try:
         for _ in range(3):
             made.add_node(num_cpus=3)

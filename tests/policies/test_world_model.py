@@ -251,6 +251,15 @@ def test_losses_are_scipys() -> None:
     assert float(loss.agents) == n
 
 
+def test_every_weight_is_learnt() -> None:
+    """Data-parallel training waits for the gradients of all."""
+    learner = Imitation(SMALL)
+    batch = batch_of([tokens_of(made())], [0], 61)
+    learner(batch, (20, 30), 100, torch.Generator().manual_seed(0)).total.backward()
+    without = [name for name, one in learner.named_parameters() if one.grad is None]
+    assert not without
+
+
 def test_what_all_do_alike_is_learnt() -> None:
     """Everybody brakes at 1 m/s² from the tenth frame on: going straight on overshoots, a trained model does not."""
 

@@ -19,6 +19,7 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from throng.platform.config import load_config
 from throng.scenarios.errors import InputError
+from throng.tune import cli
 from throng.tune.results import cells, headings, parallel, ranked, write
 from throng.tune.spec import Spec, load_spec
 from throng.tune.sweep import Plan, Trial, save_best, sweep
@@ -42,15 +43,17 @@ def _trials(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("trials/*/outcome.json"))}
 
 
-def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+def test_a_sweep_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Ctrl-C in the middle; then the same command does what is missing, ranks all, and hands over the best."""
     (tmp_path / "small.yaml").write_text(SWEEP)
     out = tmp_path / "out"
-    command = [sys.executable, "-W", "ignore", "-m", "throng.tune.cli", "sweep", "small.yaml", "--out", str(out)]
-    settings: dict[str, Any] = {"cwd": tmp_path, "text": True, "env": os.environ | {"COLUMNS": "200"}}
+    command = ["sweep", "small.yaml", "--out", str(out)]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, **settings,
+            [sys.executable, "-W", "ignore", "-m", "throng.tune.cli", *command], cwd=tmp_path, stdout=log,
+            stderr=subprocess.STDOUT, env=os.environ | {"COLUMNS": "200"},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         while process.poll() is None and not _trials(out):
@@ -61,15 +64,22 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     known = _trials(out)
     assert known
     assert len(known) < 3
-    finished = subprocess.run(command, capture_output=True, check=False, **settings)
-    assert finished.returncode == 0, finished.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["throng", *command])  # here, where all that it imports is there
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 0
     outcomes = _trials(out)
     assert len(outcomes) == 3
     assert {name: outcomes[name] for name in known} == known, "what had ended was done again"
     assert len({json.dumps(one["point"]) for one in outcomes.values()}) == 3
     done = [one for one in outcomes.values() if one["state"] == "finished"]
     best = min(done, key=lambda one: one["error"])
-    assert "trial" in finished.stdout
+    assert "trial" in capsys.readouterr().out
     config = load_config(out / "best.yaml")
     assert config.navigation.lambda_metres == best["point"]["navigation.lambda_metres"]
     assert config.search.population == best["point"]["search.population"]

@@ -66,15 +66,15 @@ def make_few() -> Callable[[Scenario, int, int], Scenario]:
 
 
 @pytest.fixture(scope="module")
-def a_ray() -> Iterator[None]:
-    """A Ray of our own with three logical CPUs; of one file, as the next one may need another."""
+def a_ray(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A Ray of our own with three logical CPUs, or the file's `CPUS`; of one file, as the next one may need another."""
     import gc
 
     import ray
 
     ray.init(
         address="local",
-        num_cpus=3,
+        num_cpus=getattr(request.module, "CPUS", 3),
         include_dashboard=False,
         object_store_memory=200 * 2**20,
         log_to_driver=False,

@@ -58,7 +58,9 @@ def _alive() -> tuple[str, tuple[Any, ...]]:
 
 
 @pytest.fixture
-def make_fleet(marks: Path) -> Iterator[Callable[..., Fleet]]:
+def make_fleet(marks: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fleet]]:
+    """(size, settings) -> a fleet of fakes whose seats do not pause after a loss: how long they do is the member's."""
+    monkeypatch.setattr(member_module, "LONGEST_PAUSE", 0.0)
     made: list[Fleet] = []
     fake = _fake()
 
@@ -197,7 +199,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     clock = _Clock()
     monkeypatch.setattr(fleet_module, "time", clock)
     monkeypatch.setattr(member_module, "time", clock)
-    monkeypatch.setattr(member_module, "LONGEST_PAUSE", 0.0)  # it would never end
     return clock
 
 

@@ -1,18 +1,11 @@
-"""Several jobs in one message, where the driver would otherwise be busy with messages alone."""
+"""How many jobs go into one message, where the driver would otherwise be busy with messages alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pytest
-from throng.policies.problem import Problem
-from throng.scenarios.scenario import Scenario
-from throng.workers import pipeline as pipeline_module
-from throng.workers.fleet import Failure, Rules
 from throng.workers.pipeline import Pipeline
-from throng.workers.pool import LocalPool, RayPool
 from throng.workers.simulator import Job
 
 
@@ -50,52 +43,3 @@ def test_messages_are_of_one_world_and_kind() -> None:
         Job(str(i), 0, z=z if i % 9 else None, queue=z, world="elsewhere" if i % 20 > 10 else "") for i in range(400)
     ]
     assert max(_sizes(10, 0.01, jobs)) == 5
-
-
-@pytest.fixture
-def pool(
-    a_ray: None, town: Scenario, make_few: Callable[..., Scenario], make_problem: Callable[..., Problem]
-) -> Iterator[tuple[RayPool, LocalPool]]:
-    problem = make_problem(make_few(town, 120, 4))
-    there, here = RayPool(problem, "pretrip", Rules(300.0), lambda: 2), LocalPool(problem, "pretrip", 300.0)
-    yield there, here
-    there.close()
-    here.close()
-
-
-def test_one_bad_job_of_a_message_harms_no_other(
-    pool: tuple[RayPool, LocalPool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Results are those of one process, job by job, though messages carried up to six."""
-    there, here = pool
-    shape = here._simulators[""].learner().model.shape
-    queue = np.zeros((114, 4), np.float32)
-    rng = np.random.default_rng(0)
-    jobs = [Job(str(i), i, "meso", z=rng.standard_normal(shape, np.float32), queue=queue) for i in range(18)]
-    jobs[7] = Job("7", 7, "meso", z=np.zeros((3, 3), np.float32), queue=queue)  # nobody can learn from it
-    jobs += [Job(f"given{i}", i, "meso", routes=("A0B0",) * 120) for i in range(2)]  # nobody can drive it
-    ((_, first),) = there.simulate(jobs[:1])
-    assert not isinstance(first, Failure)
-    monkeypatch.setattr(pipeline_module, "MESSAGES", 0.01)
-    assert there._pipeline._at_once(2) > 20
-    messages: list[int] = []
-    flaw = pipeline_module._flaw
-    monkeypatch.setattr(pipeline_module, "_flaw", lambda found: messages.append(len(found)) or flaw(found))
-    before = there.rollouts._answered
-    found = dict(there.simulate(jobs))
-    assert len(messages) < 18
-    done = sum(not isinstance(one, Failure) for one in found.values())
-    assert there.rollouts._answered - before == sum(messages) == done, "budgets count simulations"
-    assert sorted(found) == sorted(job.key for job in jobs)
-    expected = {}
-    for job in jobs:
-        try:
-            expected |= dict(here.simulate([job]))
-        except ValueError as error:  # in this process, a mistake of the caller
-            expected[job.key] = Failure(str(error))
-    assert [key for key, one in found.items() if isinstance(one, Failure)] != []
-    for key, one in expected.items():
-        other = found[key]
-        assert isinstance(other, Failure) == isinstance(one, Failure), key
-        if not isinstance(one, Failure) and not isinstance(other, Failure):
-            np.testing.assert_array_equal(other.macro.queue, one.macro.queue, err_msg=key)

@@ -20,6 +20,7 @@ from throng.policies.screening import road_flows
 from throng.scenarios.demand import Routes
 from throng.scenarios.macro import Macro
 from throng.scenarios.scenario import Scenario
+from throng.workers import pipeline as pipeline_module
 from throng.workers import pool as pool_module
 from throng.workers.fleet import Failure, Fleet, Rules
 from throng.workers.learner import Learner
@@ -31,6 +32,7 @@ from throng.workers.sumo import GiveUp, Rollout, SumoRollout
 
 Array = NDArray[np.float32]
 DEADLINE = 300.0
+CPUS = 6  # of Ray: one pool stays while tests begin others
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,9 @@ def expected(problem: Problem, jobs: list[Job]) -> dict[str, Rollout | Failure]:
         pool.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_pool(a_ray: None, problem: Problem) -> Iterator[RayPool]:
+    """Of all tests that do not need one of their own."""
     pool = RayPool(problem, "pretrip", Rules(DEADLINE), lambda: 2)
     yield pool
     pool.close()
@@ -125,10 +128,11 @@ def test_ray_gives_what_one_process_gives(
 
     Flows come back in the order of asking: screening pairs them with candidates by position.
     """
+    before = ray_pool.restarts
     listed = list(ray_pool.simulate(iter(jobs)))
     assert len(listed) == len(jobs)
     _assert_same(dict(listed), expected)
-    assert ray_pool.restarts == 0
+    assert ray_pool.restarts == before
     learner, local = Learner(problem), LocalPool(problem, "pretrip", DEADLINE)
     by_hand = [road_flows(problem.scenario, learner.routes(z, queue), queue) for z, queue in candidates]
     for flows in (ray_pool.flows(iter(candidates)), local.flows(candidates)):
@@ -235,6 +239,7 @@ def test_actors_that_train_no_network_do_without_torch(ray_pool: RayPool, jobs: 
 
 def test_a_killed_worker_changes_nothing(ray_pool: RayPool, jobs: list[Job], expected: dict[str, Any]) -> None:
     """SIGKILL to a rollout process in the middle: its simulations are done again, with the same seeds."""
+    before = ray_pool.restarts
     victims = [ray.get(member.actor.process.remote()) for member in ray_pool.rollouts._members]
     results = ray_pool.simulate(jobs)
     found = dict([next(results)])
@@ -243,7 +248,45 @@ def test_a_killed_worker_changes_nothing(ray_pool: RayPool, jobs: list[Job], exp
     _assert_same(found, expected)
     again = dict(ray_pool.simulate(jobs))
     _assert_same(again, expected)
-    assert ray_pool.restarts == 1, "a process was killed, and its actor replaced"
+    assert ray_pool.restarts == before + 1, "a process was killed, and its actor replaced"
+
+
+def test_one_bad_job_of_a_message_harms_no_other(
+    ray_pool: RayPool, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results are those of one process, job by job, though messages carried up to six."""
+    here, shape = LocalPool(problem, "pretrip", DEADLINE), problem.preference_model().shape
+    queue = np.zeros((114, 4), np.float32)
+    rng = np.random.default_rng(0)
+    jobs = [Job(str(i), i, "meso", z=rng.standard_normal(shape, np.float32), queue=queue) for i in range(18)]
+    jobs[7] = Job("7", 7, "meso", z=np.zeros((3, 3), np.float32), queue=queue)  # nobody can learn from it
+    jobs += [Job(f"given{i}", i, "meso", routes=("A0B0",) * 120) for i in range(2)]  # nobody can drive it
+    ((_, first),) = ray_pool.simulate(jobs[:1])
+    assert not isinstance(first, Failure)
+    monkeypatch.setattr(pipeline_module, "MESSAGES", 0.01)
+    assert ray_pool._pipeline._at_once(2) > 20
+    messages: list[int] = []
+    flaw = pipeline_module._flaw
+    monkeypatch.setattr(pipeline_module, "_flaw", lambda found: messages.append(len(found)) or flaw(found))
+    before = ray_pool.rollouts._answered
+    found = dict(ray_pool.simulate(jobs))
+    assert len(messages) < 18
+    done = sum(not isinstance(one, Failure) for one in found.values())
+    assert ray_pool.rollouts._answered - before == sum(messages) == done, "budgets count simulations"
+    assert sorted(found) == sorted(job.key for job in jobs)
+    expected = {}
+    for job in jobs:
+        try:
+            expected |= dict(here.simulate([job]))
+        except ValueError as error:  # in this process, a mistake of the caller
+            expected[job.key] = Failure(str(error))
+    here.close()
+    assert [key for key, one in found.items() if isinstance(one, Failure)] != []
+    for key, one in expected.items():
+        other = found[key]
+        assert isinstance(other, Failure) == isinstance(one, Failure), key
+        if not isinstance(one, Failure) and not isinstance(other, Failure):
+            np.testing.assert_array_equal(other.macro.queue, one.macro.queue, err_msg=key)
 
 
 def test_junction_routing_is_the_same_on_ray(
