@@ -26,7 +26,7 @@ class Imagination:
     """The map and the history are encoded once, for all futures together; then only what is new.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, on any device.
         scene: what was there.
         rollouts: futures.
         frame: the last that is known; by default the last of the scene's history.
@@ -40,14 +40,14 @@ class Imagination:
         if not STRIDE <= last < scene.there.shape[1]:
             raise InputError(f"scene {scene.name!r}: frame {last} is not one of {STRIDE} to {scene.there.shape[1] - 1}")
         self.model, self.rollouts = model, rollouts
-        begin = last % STRIDE
-        history = batch_of([scene], [begin], last - begin + 1)
+        begin, device = last % STRIDE, next(model.parameters()).device
+        history = batch_of([scene], [begin], last - begin + 1).to(device)
         self._known = model.encode_map(history)
         memory: Memory | None = None
         for moment in range(STRIDE, last - begin + 1, STRIDE):
             memory = model.observe(history, self._known, moment, memory)
         assert memory is not None
-        self._all = batch_of([scene], [last - STRIDE], scene.there.shape[1] - last + STRIDE, rollouts)
+        self._all = batch_of([scene], [last - STRIDE], scene.there.shape[1] - last + STRIDE, rollouts).to(device)
         self._first, self._last = last - STRIDE, last
         self._memory = _copied(memory, rollouts)
 
@@ -77,7 +77,7 @@ class Imagination:
 
     def modes(self, state: Imagined, found: Prediction, rows: Tensor, mode: Tensor) -> Tensor:
         """`[worlds, agents, STRIDE, 4]`: the ways of chosen modes `[n]` of `rows` for `advance`; 0 of others."""
-        way = found.trajectory[torch.arange(len(rows)), mode, :STRIDE]
+        way = found.trajectory[torch.arange(len(rows), device=rows.device), mode, :STRIDE]
         before = torch.cat([state.batch.agents[:, :, -1, :2].flatten(0, 1)[rows][:, None], way[:, :-1, :2]], dim=1)
         moved = way[..., :2] - before
         speed = (moved[..., 0] * torch.cos(way[..., 2]) + moved[..., 1] * torch.sin(way[..., 2])) / STEP
@@ -89,7 +89,7 @@ class Imagination:
         """With the lights of the frames up to one; behind the end of the record they stay as they were."""
         states = self._all.light_state
         last = states.shape[2] - 1
-        wanted = torch.arange(frame - STRIDE, frame + 1) - self._first
+        wanted = torch.arange(frame - STRIDE, frame + 1, device=states.device) - self._first
         return replace(batch, light_state=states[:, :, wanted.clamp_max(last)])
 
 

@@ -44,15 +44,13 @@ class _Bicycle(torch.autograd.Function):
         turn = torch.sin(slip) / rear
         ctx.save_for_backward(tan, slip, cos, sin, speed, turn, rear)
         ctx.step, ctx.unused = step, action.shape[-1] - 2
-        return torch.stack(
-            [
-                torch.addcmul(x, speed, cos, value=step),
-                torch.addcmul(y, speed, sin, value=step),
-                torch.addcmul(yaw, speed, turn, value=step),
-                torch.add(speed, acceleration, alpha=step),
-            ],
-            dim=-1,
-        )
+        after = torch.empty_like(state)
+        new_x, new_y, new_yaw, new_speed = after.unbind(-1)
+        torch.addcmul(x, speed, cos, value=step, out=new_x)
+        torch.addcmul(y, speed, sin, value=step, out=new_y)
+        torch.addcmul(yaw, speed, turn, value=step, out=new_yaw)
+        torch.add(speed, acceleration, alpha=step, out=new_speed)
+        return after
 
     @staticmethod
     @once_differentiable
@@ -67,12 +65,18 @@ class _Bicycle(torch.autograd.Function):
         by_slip = torch.addcmul(across, speed * cos_slip / rear, yaw)
         # slip = atan(s tan(steering)) changes by s cos(slip)^2 (1 + tan(steering)^2).
         tilted = cos_slip * tan
-        by_steering = by_slip * torch.addcmul(cos_slip * cos_slip, tilted, tilted) * (SHARE * ctx.step)
-        state = torch.stack(
-            [x, y, torch.add(yaw, across, alpha=ctx.step), torch.add(faster, along, alpha=ctx.step)], dim=-1
-        )
-        unused = [torch.zeros_like(x)] * ctx.unused
-        return state, torch.stack([faster * ctx.step, by_steering, *unused], dim=-1), None, None
+        by_state, by_action = torch.empty_like(gradient), gradient.new_empty(*x.shape, 2 + ctx.unused)
+        own, asked = by_state.unbind(-1), by_action.unbind(-1)
+        own[0].copy_(x)
+        own[1].copy_(y)
+        torch.add(yaw, across, alpha=ctx.step, out=own[2])
+        torch.add(faster, along, alpha=ctx.step, out=own[3])
+        torch.mul(faster, ctx.step, out=asked[0])
+        bent = torch.addcmul(cos_slip * cos_slip, tilted, tilted).mul_(SHARE * ctx.step)
+        torch.mul(by_slip, bent, out=asked[1])
+        for unused in asked[2:]:
+            unused.zero_()
+        return by_state, by_action, None, None
 
 
 def bicycle_action(state: Tensor, after: Tensor, rear: Tensor, step: float) -> Tensor:
