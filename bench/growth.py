@@ -95,14 +95,21 @@ def picture(results: dict[str, list[Score]]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="which sizes")
+    cases = list(CASES)[1:]
+    parser.add_argument("--cases", nargs="+", choices=cases, default=cases, help="which sizes, beside the first")
+    parser.add_argument(
+        "--first", type=Path, default=Path("docs/results/rq1-queue.json"),
+        help="scores of 1,557 vehicles, which the first question has made (throng compare)",
+    )  # fmt: skip
     parser.add_argument("--truths", type=int, nargs="+", default=[0, 1, 2], help="hidden truths")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="search seeds")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
     parser.add_argument("--runs", type=Path, default=Path("runs/growth"), help="where the runs go")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the table goes")
     given = parser.parse_args()
-    results: dict[str, list[Score]] = {}
+    known = json.loads(given.first.read_text())["scores"]
+    first = [Score(**one) for one in known if one["method"] in METHODS]
+    results = {"1557": [one for one in first if one.truth in given.truths and one.seed in given.seeds]}
     for name in given.cases:
         vehicles, minutes = CASES[name]
         town = f"scenario={{town: {{vehicles: {vehicles}, minutes: {minutes}}}}}"
