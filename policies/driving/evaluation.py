@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...scenarios.driving.metrics import MISSED
-from .imitation import FIRST, Extrapolation, ahead
+from .imitation import Extrapolation, ahead
 from .tokens import STRIDE, Batch, SceneTokens, batch_of
 from .world_model import Memory, WorldModel
 
@@ -45,7 +45,7 @@ def errors_of(scenes: Iterable[SceneTokens], predictor: Predictor, future: int, 
     found = []
     for scene in scenes:
         frame = scene.history - 1
-        if frame < FIRST or scene.there.shape[1] < frame + 1 + future:
+        if frame < STRIDE or scene.there.shape[1] < frame + 1 + future:
             continue
         begin = frame % STRIDE  # so that the last frame is that of a token
         batch = batch_of([scene], [begin], scene.there.shape[1] - begin)

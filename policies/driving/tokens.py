@@ -50,27 +50,25 @@ class SceneTokens:
 
 
 def tokens_of(scene: Scene, most: int = 64) -> SceneTokens:
-    """Of a scene with steps of 0.1 s; of more than `most` agents those nearest to the focal ones (or to everybody).
+    """Of a scene with steps of 0.1 s, with a map or without one.
+
+    Of more than `most` agents those nearest to the focal ones (or to everybody).
 
     Raises:
-        InputError: another time step, or a map without lanes.
+        InputError: another time step.
     """
     if abs(scene.step - STEP) > 1e-3:
         raise InputError(
             f"scene {scene.name!r} has steps of {scene.step:g} s; world models work in steps of {STEP:g} s"
         )
-    if not len(scene.of_kind(*LANES)):
-        raise InputError(f"scene {scene.name!r} has no lanes in its map")
     kept = _nearest_agents(scene, most)
     lines = [(line, scene.polyline(line).astype(np.float64)) for line in scene.of_kind(*DRAWN).tolist()]
     pieces = [(scene.line_kind[line], *piece) for line, points in lines for piece in _cut(points)]
-    pose = np.array([one for _, one, _ in pieces])
-    tree = cKDTree(pose[:, :2])
-    _, around = tree.query(pose[:, :2], k=np.arange(2, MAP_AROUND + 2))
+    pose = np.array([one for _, one, _ in pieces]).reshape(-1, 3)
     low, high = span(scene)
     columns, rows = (max(1, int(n)) for n in np.ceil((high - low) / CELL))
     x, y = np.meshgrid(np.arange(columns) + 0.5, np.arange(rows) + 0.5, indexing="ij")
-    _, near = tree.query(low + CELL * np.column_stack([x.ravel(), y.ravel()]), k=np.arange(1, MAP_NEAR + 1))
+    centres = low + CELL * np.column_stack([x.ravel(), y.ravel()])
     return SceneTokens(
         name=scene.name,
         agents=scene.tracks[kept, :, :4].astype(np.float32),
@@ -81,14 +79,22 @@ def tokens_of(scene: Scene, most: int = 64) -> SceneTokens:
         history=scene.history,
         pieces=pose.astype(np.float32),
         piece_kind=np.array([kind for kind, _, _ in pieces], np.int64),
-        shape=np.array([shape for _, _, shape in pieces], np.float32),
-        around=np.where(around < len(pose), around, -1),
+        shape=np.array([shape for _, _, shape in pieces], np.float32).reshape(-1, POINTS, 2),
+        around=_nearest(pose, pose, MAP_AROUND + 1)[:, 1:],
         low=low,
         cells=(columns, rows),
-        near=np.where(near < len(pose), near, -1),
+        near=_nearest(pose, centres, MAP_NEAR),
         lights=_lights(scene),
         light_state=scene.lights.astype(np.int64),
     )
+
+
+def _nearest(pose: Array, places: Array, most: int) -> NDArray[np.int64]:
+    """`[places, most]` of the pieces nearest to each place, -1: there are no more."""
+    if not len(pose):
+        return np.full((len(places), most), -1)
+    _, which = cKDTree(pose[:, :2]).query(places[:, :2], k=np.arange(1, most + 1))
+    return np.where(which < len(pose), which, -1)
 
 
 def _nearest_agents(scene: Scene, most: int) -> NDArray[np.int64]:

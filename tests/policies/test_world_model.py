@@ -130,6 +130,18 @@ def test_scenes_side_by_side_are_as_each_alone_and_who_is_not_there_does_not_mat
     torch.testing.assert_close(first.trajectory, second.trajectory)
 
 
+def test_without_a_map_agents_are_predicted_all_the_same() -> None:
+    of, scene = model(), made()
+    bare = tokens_of(replace(scene, line_kind=np.full_like(scene.line_kind, Line.ROAD_LINE)))
+    assert len(bare.pieces) == 0
+    alone, rows = observed(of, [bare])
+    assert torch.isfinite(alone.trajectory).all()
+    together, _ = observed(of, [bare, tokens_of(scene)])
+    torch.testing.assert_close(together.trajectory[: len(rows)], alone.trajectory, atol=1e-3, rtol=1e-4)
+    with_map = together.trajectory[len(rows) :]
+    assert (with_map - alone.trajectory).abs().max() > 1e-3, "the map matters"
+
+
 def test_neighbours_lights_and_the_past_matter() -> None:
     of = model()
     scene = tokens_of(made())
@@ -377,8 +389,6 @@ def test_scenes_that_a_model_cannot_use_are_refused() -> None:
     scene = made()
     with pytest.raises(InputError, match=r"steps of 0\.2 s"):
         tokens_of(replace(scene, step=0.2))
-    with pytest.raises(InputError, match="no lanes"):
-        tokens_of(replace(scene, line_kind=np.full_like(scene.line_kind, Line.ROAD_LINE)))
     with pytest.raises(InputError, match="frame 3"):
         Imagination(model(), tokens_of(scene), 1, 3)
     few = tokens_of(replace(scene, focal=np.arange(7) == 4), 3)
