@@ -119,12 +119,19 @@ def main() -> None:
         )
     command = f"python bench/growth.py --truths {' '.join(map(str, given.truths))}"
     command += f" --seeds {' '.join(map(str, given.seeds))}" + "".join(f" --set {one}" for one in given.sets)
-    given.out.mkdir(parents=True, exist_ok=True)
-    picture(results).savefig(given.out / "growth.png", format="png")
+    if given.cases != cases:
+        command += " --cases " + " ".join(f'"{one}"' for one in given.cases)
+    write(results, command, given.out)
+
+
+def write(results: dict[str, list[Score]], command: str, out: Path) -> None:
+    """Table, picture and scores."""
+    out.mkdir(parents=True, exist_ok=True)
+    picture(results).savefig(out / "growth.png", format="png")
     data = {name: [asdict(one) for one in scores] for name, scores in results.items()}
-    (given.out / "growth.json").write_text(json.dumps(data, indent=1))
+    (out / "growth.json").write_text(json.dumps(data, indent=1))
     text = ["### growth", "", f"`{command}`", "", *table(results), "", "![errors](growth.png)", ""]
-    (given.out / "growth.md").write_text("\n".join(text))
+    (out / "growth.md").write_text("\n".join(text))
     print("\n".join(text))
 
 
