@@ -69,11 +69,9 @@ def cells(name: str, many: list[Errors], plain: Errors) -> str:
     def spread(values: list[float]) -> str:
         return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
-    columns = [
-        [float(one.min_ade.mean()) for one in many], [float(one.min_fde.mean()) for one in many],
-        [one.miss_rate for one in many], [float(one.brier_min_fde.mean()) for one in many],
-        [float(one.min_fde.mean() / plain.min_fde.mean()) for one in many],
-    ]  # fmt: skip
+    means = [one.means() for one in many]
+    columns = [[one[key] for one in means] for key in means[0]]
+    columns.append([one["minFDE"] / plain.means()["minFDE"] for one in means])
     return f"| {name} | {' | '.join(spread(one) for one in columns)} |"
 
 

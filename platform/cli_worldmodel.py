@@ -109,15 +109,7 @@ def evaluate(
         rows["world model"] = [errors_of(scenes, by_model(one), future) for one in models]
     except ValueError as error:
         raise InputError(str(error)) from error
-    found = {
-        name: {
-            "minADE": [float(one.min_ade.mean()) for one in many],
-            "minFDE": [float(one.min_fde.mean()) for one in many],
-            "MR": [one.miss_rate for one in many],
-            "brier-minFDE": [float(one.brier_min_fde.mean()) for one in many],
-        }
-        for name, many in rows.items()
-    }
+    found = {name: {key: [one.means()[key] for one in many] for key in many[0].means()} for name, many in rows.items()}
     table = Table(box=None, pad_edge=False)
     for heading in ("", "minADE, m", "minFDE, m", "MR", "brier-minFDE, m", "minFDE ÷ constant velocity"):
         table.add_column(heading, justify="left" if not heading else "right")

@@ -79,10 +79,10 @@ def train_world_model(
         InputError: `out` holds another training.
     """
     out = out.resolve()
-    _require_same(settings, [one.name for one in scenes], out)
     usable = [one for one in scenes if one.there.shape[1] > FIRST + STRIDE]
     if not usable:
         raise InputError(f"no scene is longer than the {(FIRST + STRIDE) / 10:g} s that training needs")
+    _require_same(settings, [one.name for one in scenes], out)
     with session(address, max(cpus(), settings.workers + 1)):
         news = Queue(actor_options={"num_cpus": 0})
         threads = max(1, cpus() // settings.workers) if address == "local" else 1

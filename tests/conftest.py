@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,3 +50,23 @@ def hand_made() -> Callable[..., RoadNetwork]:
         )
 
     return make
+
+
+@pytest.fixture
+def throng_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """(words of a `throng` command) -> its exit code; in this process, where all that it imports is there."""
+
+    def run(*words: str) -> int:
+        from throng.tune import cli
+
+        monkeypatch.setattr(sys, "argv", ["throng", *words])
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return run

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pettingzoo import ParallelEnv
 from torch import Tensor
 
+from ..scenarios.driving.kinematics import HIGHEST
 from ..scenarios.driving.observation import Observer, Sight
 from ..scenarios.driving.scene import Kind, Scene
 from ..scenarios.driving.world import Others, World, WorldState
 from ..scenarios.errors import InputError
 
-HIGHEST = (6.0, np.pi / 4)  # m/s² and radians of steering that can be asked for (MRIC, Sec. V)
 REACHED = 2.0  # metres from its goal within which a driver is there
 PENALTY = 10.0  # for who collides or leaves the road
 Reward = Callable[[World, WorldState, WorldState], Tensor]

@@ -32,6 +32,15 @@ class Errors:
         """Share of agents of whom no mode ends within 2 m."""
         return float((self.min_fde > MISSED).mean())
 
+    def means(self) -> dict[str, float]:
+        """Argoverse's four numbers."""
+        return {
+            "minADE": float(self.min_ade.mean()),
+            "minFDE": float(self.min_fde.mean()),
+            "MR": self.miss_rate,
+            "brier-minFDE": float(self.brier_min_fde.mean()),
+        }
+
     def __len__(self) -> int:
         return len(self.min_fde)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ...scenarios.driving.kinematics import HIGHEST
 from ...scenarios.driving.observation import Observation
 
-HIGHEST = (6.0, torch.pi / 4)  # m/s² and radians of steering that are wanted at most (MRIC, Sec. V)
 METRES = 0.05  # what is seen is in metres and metres per second: about 1 after this
 
 

@@ -150,17 +150,13 @@ class EncoderLayer(nn.Module):
         self.time, self.map, self.others = (Attention(settings.hidden, settings.heads) for _ in range(3))
 
 
-class DecoderLayer(nn.Module):
-    """Modes look back, at the map, at neighbours and at each other."""
+class DecoderLayer(EncoderLayer):
+    """What modes look at, and each other."""
 
-    time: Attention
-    map: Attention
-    others: Attention
     modes: Attention
 
     def __init__(self, settings: WorldModelSettings) -> None:
-        super().__init__()
-        self.time, self.map, self.others = (Attention(settings.hidden, settings.heads) for _ in range(3))
+        super().__init__(settings)
         self.modes = Attention(settings.hidden, settings.heads, related=False)
 
 
@@ -212,7 +208,7 @@ class WorldModel(nn.Module):
         """What is known in a frame of the batch.
 
         Args:
-            frame: whose place is looked at; what agents did in the `STRIDE` frames before it is its token.
+            frame: `STRIDE` or later, whose place is looked at; what agents did in the `STRIDE` frames before it is its token.
             memory: of `STRIDE` frames before; None: nothing is known.
         """
         now, there = batch.agents[:, :, frame].flatten(0, 1), batch.there[:, :, frame].flatten()
@@ -283,7 +279,7 @@ class WorldModel(nn.Module):
         return kept[0], kept[1]
 
     def _look(
-        self, layer: EncoderLayer | DecoderLayer, x: Tensor, rows: Tensor, past: Keys, there: Tensor,
+        self, layer: EncoderLayer, x: Tensor, rows: Tensor, past: Keys, there: Tensor,
         around: _Surroundings, known: EncodedMap, number: int,
     ) -> Tensor:  # fmt: skip
         """Back, and at the map and the lights."""
@@ -374,12 +370,7 @@ def _motion(batch: Batch, frame: int) -> Tensor:
     """`[worlds, agents, 5 * STRIDE + 3]`: of each of the frames before, where it was seen from now; speed and size."""
     now = batch.agents[:, :, frame]
     cos, sin = torch.cos(now[..., 2])[..., None], torch.sin(now[..., 2])[..., None]
-    first = max(0, frame - STRIDE)
-    before, seen = batch.agents[:, :, first:frame], batch.there[:, :, first:frame]
-    if before.shape[2] < STRIDE:  # before the beginning nobody was seen
-        lacking = STRIDE - before.shape[2]
-        before = torch.cat([now[:, :, None].expand(-1, -1, lacking, -1), before], dim=2)
-        seen = torch.cat([seen.new_zeros(*seen.shape[:2], lacking), seen], dim=2)
+    before, seen = batch.agents[:, :, frame - STRIDE : frame], batch.there[:, :, frame - STRIDE : frame]
     dx, dy = (before[..., :2] - now[:, :, None, :2]).unbind(-1)
     turn = before[..., 2] - now[..., None, 2]
     told = torch.stack(

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 Motion = Literal["bicycle", "curvature"]
 REAR = FRONT = 0.3  # of an agent's length, from its centre to its axles (MRIC: l_r = c_r L, l_f = c_f L)
+HIGHEST = (6.0, torch.pi / 4)  # m/s² and radians of steering that drivers ask for at most (MRIC, Sec. V)
 SHARE = REAR / (REAR + FRONT)
 SLOWEST = 0.1  # m/s below which the steering of a logged step cannot be told
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 from throng.cluster import jobs
-from throng.platform import cli
 
 RAY = Path(sys.executable).with_name("ray")
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
@@ -187,7 +186,11 @@ def test_a_job_that_fails_says_why(throng: Throng) -> None:
     ids=["command", "setting", "option", "path"],
 )
 def test_what_is_wrong_is_said_before_anything_is_sent(
-    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    said: str,
+    throng_here: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Nobody is even called."""
 
@@ -195,14 +198,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(
         raise AssertionError(f"{address} was called")
 
     monkeypatch.setattr(jobs, "connect", called)
-    monkeypatch.setattr(sys, "argv", ["throng", "submit", "--address", "http://nowhere", "--", *words])
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert ended.value.code == 2
+    assert throng_here("submit", "--address", "http://nowhere", "--", *words) == 2
     assert said in capsys.readouterr().err
 
 

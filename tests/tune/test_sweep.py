@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from throng.platform.config import load_config
 from throng.scenarios.errors import InputError
-from throng.tune import cli
 from throng.tune.results import cells, headings, parallel, ranked, write
 from throng.tune.spec import Spec, load_spec
 from throng.tune.sweep import Plan, Trial, save_best, sweep
@@ -44,7 +44,10 @@ def _trials(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    throng_here: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Ctrl-C in the middle; then the same command does what is missing, ranks all, and hands over the best."""
     (tmp_path / "small.yaml").write_text(SWEEP)
@@ -65,14 +68,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(
     assert known
     assert len(known) < 3
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["throng", *command])  # here, where all that it imports is there
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert ended.value.code == 0
+    assert throng_here(*command) == 0
     outcomes = _trials(out)
     assert len(outcomes) == 3
     assert {name: outcomes[name] for name in known} == known, "what had ended was done again"
