@@ -49,17 +49,34 @@ def run(
 ) -> None:
     """Learn reward models and routing policies that reproduce an observed traffic series.
 
+    A configuration with `system:` (mappo, masac, trafficgamer, cce-masac) fine-tunes drivers of a recorded scene instead.
     The same command again goes on where it stopped; no finished simulation is repeated. Files in the run's folder:
     `report.html`, `rewards.parquet` (every vehicle's reward model and route), `evaluation.json`, `ledger/` (every
     individual), TensorBoard events.
     """
-    from .config import load_config
+    from .config import load_config, settings_of
     from .experiment import run as run_experiment
 
+    if "system" in settings_of(config, overrides, {}):
+        _fine_tune(config, overrides, out, resume)
+        return
     settings = load_config(config, overrides, profile)
     directory = out if out is not None else Path("runs") / settings.name
     store = run_experiment(settings, directory, resume, console)
     _finish(store.directory)
+
+
+def _fine_tune(config: Path | None, overrides: list[str] | None, out: Path | None, resume: bool) -> None:
+    from .config import settings_of, validated
+    from .finetuning import run as run_finetuning
+    from .finetuning_config import FineTuningConfig
+    from .finetuning_report import summary
+
+    settings = validated(FineTuningConfig, settings_of(config, overrides, {}), config)
+    directory = out if out is not None else Path("runs") / settings.name
+    store = run_finetuning(settings, directory, resume, console)
+    for line in summary(store):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -245,11 +245,20 @@ class ReportConfig(Settings):
     reference_seeds: int = Field(4, ge=2, description="seeds of every floor and null")
 
 
-class Config(Settings):
-    """One run."""
+class RunConfig(Settings):
+    """What every run has."""
 
     name: str = Field("town", pattern=r"^[\w.-]+$", description="of the run's folder; default: the file's name")
     seed: int = Field(0, ge=0)
+
+    def to_yaml(self) -> str:
+        data = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+class Config(RunConfig):
+    """One run of MASDiff."""
+
     scenario: ScenarioConfig = ScenarioConfig(town=TownConfig())
     target: TargetConfig = TargetConfig()
     latent: LatentConfig = LatentConfig()
@@ -265,10 +274,6 @@ class Config(Settings):
         if self.target.truth == "published" and self.scenario.town is not None:
             raise ValueError("target.truth: published needs demand files with routes; the town has bare trips")
         return self
-
-    def to_yaml(self) -> str:
-        data = self.model_dump(mode="json", exclude_none=True)
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def _resolved(base: Path, path: Path) -> Path:
@@ -287,16 +292,36 @@ def load_config(path: Path | None, overrides: list[str] | None = None, profile: 
     if profile not in PROFILES:
         raise InputError(f"--profile {profile}: no such profile; known: {', '.join(PROFILES)}")
     defaults = PROFILES[profile]
-    data: dict[str, Any] = {} if defaults is None else read_yaml(defaults)
+    data = settings_of(path, overrides, {} if defaults is None else read_yaml(defaults))
+    if "system" in data:
+        raise InputError(f"{path}: a fine-tuning ({data['system']}): this command is for runs of MASDiff")
+    return validated(Config, data, path)
+
+
+def settings_of(path: Path | None, overrides: list[str] | None, below: dict[str, Any]) -> dict[str, Any]:
+    """What a file says (None: nothing) over what lies below it, and overrides over both; not validated."""
+    data = below
     if path is not None:
         data = _over(data, {"name": re.sub(r"[^\w.-]", "-", path.stem), **read_yaml(path)})
     for override in overrides or []:
         _apply(data, override)
+    return data
+
+
+M = TypeVar("M", bound=RunConfig)
+
+
+def validated(model: type[M], data: dict[str, Any], path: Path | None) -> M:
+    """The configuration that a file's settings are; paths are relative to the file.
+
+    Raises:
+        InputError: what is wrong, an error a line.
+    """
     source = str(path) if path is not None else "configuration"
     try:
-        return Config.model_validate(data, context={"base": path.parent if path else Path()})
+        return model.model_validate(data, context={"base": path.parent if path else Path()})
     except ValidationError as error:
-        raise InputError(explain(source, error)) from error
+        raise InputError(explain(source, error, model)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

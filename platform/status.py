@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..scenarios.errors import InputError
+from .config import read_yaml, validated
+from .finetuning_config import FineTuningConfig
 from .store import RunStore
+
+State = Literal["running", "stopped", "finished"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +20,8 @@ class Status:
     """What one run has committed so far."""
 
     run: Path
-    state: Literal["running", "stopped", "finished"]  # stopped: the command that made it goes on with it
-    spent: float  # micro-equivalent simulations
+    state: State  # stopped: the command that made it goes on with it
+    spent: float  # micro-equivalent simulations; of a fine-tuning, episodes
     budget: float
     best: float | None  # estimated error of the best candidate
     error: float | None  # of the result on fresh seeds; a finished run's
@@ -45,8 +49,16 @@ def status(run: Path) -> Status:
         InputError: there is no run, or its configuration cannot be read.
     """
     store = RunStore.open(run)
-    config, busy = store.config(), store.busy()  # busy before what is written at the end
+    busy = store.busy()  # before what is written at the end
     evaluation, result = store.read_json("evaluation.json"), store.read_json("result.json")
+    idle = time.time() - max(path.stat().st_mtime for path in (run, run / "journal"))
+    data = read_yaml(run / "config.yaml")
+    if "system" in data:
+        episodes = validated(FineTuningConfig, data, run / "config.yaml").training.episodes
+        done = store.manifest().get("episodes", 0)
+        state: State = "running" if busy else "finished" if evaluation is not None and done >= episodes else "stopped"
+        return Status(run, state, done, episodes, None, None, None, None, idle)
+    config = store.config()
     history = store.manifest().get("history", [])
     spent = history[-1]["simulations"] if history else 0.0
     left = None
@@ -63,15 +75,15 @@ def status(run: Path) -> Status:
         evaluation["rows"][0]["rmse"] if finished and evaluation else None,
         evaluation["floor"] if finished and evaluation else None,
         left,
-        time.time() - max(path.stat().st_mtime for path in (run, run / "journal")),
+        idle,
     )
 
 
 HEADINGS = ("run", "state", "sims", "best", "result", "floor", "")
 EXPLAINED = (
-    "sims: micro-equivalent simulations, of the budget; best: estimated error of the best candidate so far; result: error "
-    "on fresh seeds; floor: noise, a perfect answer's error; left: of the search, at its pace so far; ago: last written. "
-    "The command that made a stopped run goes on with it."
+    "sims: micro-equivalent simulations, of the budget (of a fine-tuning: episodes); best: estimated error of the best "
+    "candidate so far; result: error on fresh seeds; floor: noise, a perfect answer's error; left: of the search, at its pace "
+    "so far; ago: last written. The command that made a stopped run goes on with it."
 )
 
 

@@ -38,12 +38,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..scenarios.errors import InputError
-from .config import Config, load_config
+from .config import Config, RunConfig, load_config, read_yaml, validated
 
 Arrays = dict[str, NDArray[Any]]
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT)  # of storage that others share, now and then
 PAUSES = (1.0, 4.0)  # seconds before a write is tried again
+FREE = ("workers", "report", "evaluation")  # groups of settings that may change when a run goes on
+LENGTHS = ("search.budget", "search.generations", "search.patience", "training.episodes")  # these, with --resume
 NEEDED = 200 * 2**20  # bytes of free space below which a run is not begun
 
 
@@ -100,7 +102,7 @@ class RunStore:
     # -- opening ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, directory: Path, config: Config, extend: bool = False) -> RunStore:
+    def create(cls, directory: Path, config: RunConfig, extend: bool = False) -> RunStore:
         """Opens a run for writing: a new one, or the same one again, which goes on where it stopped.
 
         `extend` (the --resume flag) demands an existing run and lets its length settings change.
@@ -195,21 +197,23 @@ class RunStore:
             return True
         return False
 
-    def _same_run(self, config: Config, extend: bool) -> None:
-        before = self.config().model_dump(mode="json")
+    def _same_run(self, config: RunConfig, extend: bool) -> None:
+        path = self.directory / "config.yaml"
+        data = read_yaml(path)
+        if data.get("system") != config.model_dump().get("system"):
+            raise InputError(f"{self.directory}: holds a run of another system; choose another --out")
+        before = validated(type(config), data, path).model_dump(mode="json")
         now = config.model_dump(mode="json")
-        free = {"workers", "report"}
-        lengths = {"budget", "generations", "patience"}
         changed = [
             f"{group}.{key}" if isinstance(now[group], dict) else group
             for group in now
-            if group not in free
+            if group not in FREE
             for key in (now[group] if isinstance(now[group], dict) else [""])
             if (now[group][key] != before[group][key] if key else now[group] != before[group])
-            and not (extend and group == "search" and key in lengths)
+            and not (extend and f"{group}.{key}" in LENGTHS)
         ]
         if changed:
-            hint = "" if extend else " (a longer budget for the same run: add --resume)"
+            hint = "" if extend else " (a longer run of the same kind: add --resume)"
             raise InputError(
                 f"{self.directory}: holds another run: {', '.join(changed)} differ{'s' if len(changed) == 1 else ''}; "
                 f"choose another --out{hint}"

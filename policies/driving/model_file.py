@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,17 +50,25 @@ def load_model(folder: Path) -> WorldModel:
     return model.eval()
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Its tensors; what else it has follows from how it is made."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """All that an optimiser remembers; what else it has follows from how it is made."""
     state = optimizer.state_dict()["state"]
-    save_file(
-        {f"{i}.{name}": torch.as_tensor(one).cpu() for i, own in state.items() for name, one in own.items()}, path
-    )
+    return {f"{i}.{name}": torch.as_tensor(one).cpu().clone() for i, own in state.items() for name, one in own.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Makes it remember what `optimizer_tensors` gave."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, one in tensors.items():
+        i, name = key.split(".", 1)
+        state.setdefault(int(i), {})[name] = one.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Its tensors."""
+    save_file(optimizer_tensors(optimizer), path)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, one in load_file(path).items():
-        i, name = key.split(".", 1)
-        state.setdefault(int(i), {})[name] = one
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    restore_optimizer(optimizer, load_file(path))

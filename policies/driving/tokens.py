@@ -61,7 +61,7 @@ def tokens_of(scene: Scene, most: int = 64) -> SceneTokens:
         raise InputError(
             f"scene {scene.name!r} has steps of {scene.step:g} s; world models work in steps of {STEP:g} s"
         )
-    kept = _nearest_agents(scene, most)
+    kept = nearest_agents(scene, most)
     lines = [(line, scene.polyline(line).astype(np.float64)) for line in scene.of_kind(*DRAWN).tolist()]
     pieces = [(scene.line_kind[line], *piece) for line, points in lines for piece in _cut(points)]
     pose = np.array([one for _, one, _ in pieces]).reshape(-1, 3)
@@ -97,7 +97,8 @@ def _nearest(pose: Array, places: Array, most: int) -> NDArray[np.int64]:
     return np.where(which < len(pose), which, -1)
 
 
-def _nearest_agents(scene: Scene, most: int) -> NDArray[np.int64]:
+def nearest_agents(scene: Scene, most: int) -> NDArray[np.int64]:
+    """Who is kept of a scene, in order: of more than `most` those nearest to the focal ones (or to everybody)."""
     if scene.agents <= most:
         return np.arange(scene.agents)
     seen = np.where(scene.valid[..., None], scene.tracks[..., :2], np.nan).astype(np.float64)

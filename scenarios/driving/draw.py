@@ -49,8 +49,12 @@ def _colour(scene: Scene, agent: int, kind: NDArray[np.int8]) -> str:
     return FOCAL if scene.focal[agent] else KIND_COLOURS[Kind(kind[agent])]
 
 
-def picture(scene: Scene, step: int | None = None) -> Figure:
-    """The map, agents' boxes in one step (the last of the history), where they had been and where they went."""
+def picture(scene: Scene, step: int | None = None, focal: str = "to predict") -> Figure:
+    """The map, agents' boxes in one step (the last of the history), where they had been and where they went.
+
+    Args:
+        focal: what the legend calls the focal agents.
+    """
     step = min(scene.history, scene.steps) - 1 if step is None else step
     left, right, bottom, top = extent(scene)
     size = 8.0 / max(right - left, top - bottom)
@@ -89,7 +93,7 @@ def picture(scene: Scene, step: int | None = None) -> Figure:
     there_kinds = sorted({Kind(one) for one in kinds})
     keys: list[Any] = [Patch(color=KIND_COLOURS[kind], label=kind.name.lower()) for kind in there_kinds]
     keys += [Patch(color=EGO, label="ego")] if scene.ego >= 0 else []
-    keys += [Patch(color=FOCAL, label="to predict")] if scene.focal.any() else []
+    keys += [Patch(color=FOCAL, label=focal)] if scene.focal.any() else []
     keys += [Line2D([], [], color="#50565c", alpha=0.35, label="past"), Line2D([], [], color="#50565c", label="future")]
     figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
     return figure

@@ -121,13 +121,15 @@ def fidelity_samples(world: World, states: Sequence[WorldState]) -> tuple[Array,
     As in its code, those who stand and pairs that are far apart are left out; other than there, so is the history.
     """
     _require_states(world, states)
-    speeds, distances = [], []
-    for one in states[1:]:
-        agents, there = _numpy(one.agents.detach()), (one.present & world.controlled).cpu().numpy()
-        speeds.append(np.abs(agents[..., 3][there]))
-        apart = np.linalg.norm(agents[:, :, None, :2] - agents[:, None, :, :2], axis=-1)
-        distances.append(apart[np.triu(there[:, :, None] & there[:, None, :], 1)])
-    speed, distance = np.concatenate(speeds), np.concatenate(distances)
+    agents = np.stack([_numpy(one.agents.detach()) for one in states[1:]])
+    return samples_of(agents, np.stack([(one.present & world.controlled).cpu().numpy() for one in states[1:]]))
+
+
+def samples_of(agents: Array, there: Bools) -> tuple[Array, Array]:
+    """The same of agents `[..., agents, 4]` who are `there` `[..., agents]`."""
+    speed = np.abs(agents[..., 3][there])
+    apart = np.linalg.norm(agents[..., :, None, :2] - agents[..., None, :, :2], axis=-1)
+    distance = apart[np.triu(there[..., :, None] & there[..., None, :], 1)]
     return speed[speed > STANDING], distance[(distance >= NEAR) & (distance <= APART)]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from driving_scenes import FRAMES, HISTORY, made
 from scipy.stats import laplace as scipy_laplace
 from scipy.stats import norm
 from throng.policies.driving.evaluation import by_extrapolation, by_model, errors_of
@@ -20,38 +21,7 @@ from throng.scenarios.driving.recording import Map, Polyline, Signal, empty, sce
 from throng.scenarios.driving.scene import Kind, Light, Line, Scene
 from throng.scenarios.errors import InputError
 
-FRAMES, HISTORY = 91, 31
 SMALL = WorldModelSettings(hidden=24, heads=2, modes=3, future=30)
-
-
-def made(seed: int = 0, turn: float = 0.0, shift: tuple[float, float] = (0.0, 0.0), lanes: int = 5) -> Scene:
-    """Six cars and a pedestrian about a light; the third car comes late. All of it turned and shifted, if told."""
-    rng = np.random.default_rng(seed)
-    kinds = [Kind.VEHICLE] * 6 + [Kind.PEDESTRIAN]
-    time = np.arange(FRAMES) * 0.1
-    found = empty(f"made{seed}", "made", time, HISTORY, [f"a{i}" for i in range(7)], kinds)
-    cos, sin = np.cos(turn), np.sin(turn)
-
-    def moved(xy: np.ndarray) -> np.ndarray:
-        return xy @ np.array([[cos, sin], [-sin, cos]]) + np.array(shift)
-
-    for i in range(7):
-        speed, bend = rng.uniform(2, 10), rng.uniform(-0.1, 0.1)
-        yaw = rng.uniform(-3, 3) + bend * time
-        start = rng.uniform(-30, 30, 2)
-        way = speed * 0.1 * np.column_stack([np.cos(yaw), np.sin(yaw)])
-        found.xy[i] = moved(start + np.vstack([np.zeros(2), np.cumsum(way[:-1], axis=0)]))
-        found.velocity[i] = speed * np.column_stack([np.cos(yaw + turn), np.sin(yaw + turn)])
-        found.yaw[i], found.size[i], found.valid[i] = yaw + turn, (4.5, 1.9), True
-    found.valid[2, :12] = False
-    lines = [
-        Polyline(f"lane{i}", Line.LANE, moved(np.array([(-60.0 - i, y), (0.0, y + 5), (60.0 + 3 * i, y)])))
-        for i, y in enumerate((-8.0, -3.7, 0.0, 4.1, 8.6)[:lanes])
-    ]
-    lines.append(Polyline("edge", Line.ROAD_EDGE, moved(np.array([(-60.0, -40.0), (60.0, -40.0)]))))
-    states = np.where(time < 4.0, Light.STOP, Light.GO).astype(np.int8)
-    found.map = Map(lines, [], [Signal("lane0", tuple(moved(np.array([(-5.0, 4.6)]))[0]), states)])
-    return scene_of(found)
 
 
 def model(**options: object) -> WorldModel:

@@ -1,0 +1,210 @@
+"""What came of a fine-tuning: how the generated traffic lies to the record, scenes as files, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ..policies.driving.tokens import nearest_agents
+from ..scenarios.driving.divergence import (
+    TRAFFICGAMER_DISTANCE_M,
+    TRAFFICGAMER_SPEED_M_S,
+    Histogram,
+    hellinger,
+    kullback_leibler,
+    wasserstein,
+)
+from ..scenarios.driving.draw import animation, picture
+from ..scenarios.driving.geometry import FAR, box_distance
+from ..scenarios.driving.insertion import NEW
+from ..scenarios.driving.metrics import samples_of
+from ..scenarios.driving.scene import LENGTH, SPEED, WIDTH, YAW, Scene, X, Y, save_scene
+from ..workers.games import Arrays, GameSpec
+from .finetuning_config import FineTuningConfig
+from .store import RunStore
+
+SHOWN = 3  # generated scenes that are drawn and written
+Array = NDArray[np.float64]
+
+
+def fidelity(spec: GameSpec, futures: Sequence[Arrays]) -> dict[str, Any]:
+    """Crashes, and distances between the distributions of speeds and spacings and the record's: drivers, future only.
+
+    Vehicles that were put in are compared with nobody: the record does not have them. Speeds are of who moves, spacings
+    pairwise distances of centres, within the ranges of TrafficGamer's code.
+    """
+    tracks = np.concatenate([one["tracks"] for one in futures])  # [futures, agents there, frames, 4]
+    kept = _kept(spec)
+    where = {agent: row for row, agent in enumerate(kept)}
+    rows = [where[agent] for agent in spec.drivers]
+    frames = tracks.shape[2] - 1
+    scene, now = spec.scene, spec.scene.history - 1
+    own = tracks[:, rows, 1:].astype(np.float64)
+    there = np.flatnonzero(futures[0]["there"])
+    sizes = torch.from_numpy(_sizes(scene)[kept])
+    result: dict[str, Any] = {
+        "crashes": _crashes(torch.from_numpy(tracks[:, :, 1:]), sizes, rows, there),
+        "cost": float(np.mean([one["cost"] for one in futures])),
+        "least_spacing_m": float(_spacing(own).min(axis=(1, 2)).mean()) if len(rows) > 1 else None,
+        "speed_m_s": float(own[..., 3].mean()),
+    }
+    known = [i for i, agent in enumerate(spec.drivers) if not scene.ids[agent].startswith(NEW)]
+    agents = [spec.drivers[i] for i in known]
+    steps = slice(now + 1, now + 1 + frames)
+    log = np.moveaxis(scene.tracks[agents, steps][..., [X, Y, YAW, SPEED]].astype(np.float64), 0, 1)
+    made = np.moveaxis(own[:, known], 1, 2)
+    real = samples_of(log, scene.valid[agents, steps].T)
+    found = samples_of(made, np.ones(made.shape[:-1], bool))
+    result["distances"] = {
+        "speed": _distances(real[0], found[0], TRAFFICGAMER_SPEED_M_S, "m/s"),
+        "spacing": _distances(real[1], found[1], TRAFFICGAMER_DISTANCE_M, "m"),
+    }
+    return result
+
+
+def _distances(real: Array, made: Array, histogram: Histogram, unit: str) -> dict[str, float] | None:
+    """None where there is nothing to compare."""
+    if not len(real) or not len(made):
+        return None
+    p, q = histogram.counts(real), histogram.counts(made)
+    return {
+        "kullback_leibler_nats": kullback_leibler(p, q),
+        "hellinger": hellinger(p, q),
+        f"wasserstein_{unit.replace('/', '_')}": wasserstein(p, q, histogram),
+    }
+
+
+def _kept(spec: GameSpec) -> list[int]:
+    """Indices of the scene's agents that are in the game at all, in order."""
+    focal = np.zeros(spec.scene.agents, bool)
+    focal[list(spec.drivers)] = True
+    kept: list[int] = nearest_agents(replace(spec.scene, focal=focal), spec.most).tolist()
+    return kept
+
+
+def _sizes(scene: Scene) -> NDArray[np.float32]:
+    now = scene.history - 1
+    return np.maximum(scene.tracks[:, now][:, [LENGTH, WIDTH]], 0.1)
+
+
+def _spacing(own: Array) -> Array:
+    """`[futures, drivers, frames]` metres from each driver to the nearest other."""
+    xy = own[..., :2]
+    apart = np.linalg.norm(xy[:, :, None] - xy[:, None], axis=-1)
+    apart[:, np.arange(xy.shape[1]), np.arange(xy.shape[1])] = np.inf
+    return np.asarray(apart.min(axis=2))
+
+
+def _crashes(tracks: torch.Tensor, sizes: torch.Tensor, rows: list[int], there: NDArray[np.int64]) -> float:
+    """Share of drivers and futures whose box overlaps another's at some time."""
+    crashed = []
+    for row in rows:
+        others = [int(one) for one in there if one != row]
+        if not others:
+            return 0.0
+        boxes = tracks[:, others, :, :3]
+        own = tracks[:, row, None, :, :3].expand_as(boxes)
+        size = sizes[others][None, :, None].expand(*boxes.shape[:3], 2)
+        apart = box_distance(own, boxes, sizes[row].expand_as(size), size)
+        crashed.append((apart.clamp_max(FAR) < 0).any(-1).any(-1))
+    return float(torch.stack(crashed).float().mean())
+
+
+def generated(spec: GameSpec, future: Arrays, number: int) -> Scene:
+    """A future as a scene: the record's history, then what was made; `focal` are those who were driven."""
+    kept, scene = _kept(spec), spec.scene
+    made = future["tracks"][number].astype(np.float32)
+    frames = made.shape[1] - 1
+    now = scene.history - 1
+    steps = now + 1 + frames
+    tracks, valid = scene.tracks[kept, :steps].copy(), scene.valid[kept, :steps].copy()
+    there = future["there"]
+    tracks[there, now + 1 :] = tracks[there, now, None]
+    tracks[there, now + 1 :, :4] = made[there, 1:]
+    valid[:, now + 1 :] = there[:, None]
+    tracks[~valid] = 0.0
+    focal = np.isin(kept, spec.drivers)
+    return replace(
+        scene,
+        name=f"{scene.name}-{spec.algorithm}-{number}",
+        ids=tuple(scene.ids[agent] for agent in kept),
+        tracks=tracks,
+        valid=valid,
+        goals=scene.goals[kept],
+        focal=focal,
+        ego=-1,
+        lights=scene.lights[:, :steps],
+    )
+
+
+def write_report(
+    config: FineTuningConfig, spec: GameSpec, store: RunStore, futures: Sequence[Arrays], result: dict[str, Any]
+) -> None:
+    """Curves of the training, and the first generated scenes: files, pictures, animations."""
+    for name in ("figures", "scenes"):
+        (store.directory / name).mkdir(exist_ok=True)
+    figure = _curves(store.ledger(), config)
+    store.write("figures/training.png", lambda path: figure.savefig(path, format="png"))
+    for number in range(min(SHOWN, len(futures[0]["tracks"]))):
+        scene = generated(spec, futures[0], number)
+        # `save_scene` names files by what it is given, and makes them appear complete.
+        save_scene(scene, store.directory / "scenes" / f"future-{number}.scene.npz")
+        shown = picture(scene, scene.history - 1, "driven")
+        store.write(f"figures/future-{number}.png", lambda path, shown=shown: shown.savefig(path, format="png"))  # type: ignore[misc]
+        page = animation(scene)
+        store.write(f"figures/future-{number}.html", lambda path, page=page: path.write_text(page))  # type: ignore[misc]
+
+
+def _curves(ledger: pa.Table, config: FineTuningConfig) -> Figure:
+    """Return, share of moments that break the constraint, and multipliers, of each driver and their mean."""
+    shown = [
+        ("return", "return of an episode"),
+        ("cost", f"share of moments nearer than {config.terms.distance_limit:g} m"),
+        ("multiplier", "multiplier"),
+    ]
+    shown = [one for one in shown if one[0] in ledger.column_names]
+    figure = Figure(figsize=(4.4 * len(shown), 3.2), dpi=150, layout="constrained")
+    agent, episode = ledger["agent"].to_numpy(), ledger["episode"].to_numpy()
+    for axes, (name, label) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+        values = ledger[name].to_numpy()
+        for one in np.unique(agent):
+            axes.plot(episode[agent == one], values[agent == one], color="#b4b8bd", linewidth=0.7)
+        episodes = np.unique(episode)
+        means = [values[episode == one].mean() for one in episodes]
+        axes.plot(episodes, means, color="#0a66b0", linewidth=1.6)
+        axes.set(xlabel="episode", title=label)
+        axes.title.set_fontsize(9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("grey: drivers; blue: their mean", fontsize=8)
+    return figure
+
+
+def summary(store: RunStore) -> list[str]:
+    """A finished run in a few lines."""
+    result = store.read_json("evaluation.json")
+    assert result is not None
+    told = [f"drivers: {', '.join(result['drivers'])}"]
+    spacing = result["least_spacing_m"]
+    told.append(
+        f"{result['futures']} futures: {100 * result['crashes']:.0f} % of drivers crash, mean speed "
+        f"{result['speed_m_s']:.1f} m/s" + (f", least spacing {spacing:.1f} m" if spacing is not None else "")
+    )
+    for name, one in result["distances"].items():
+        if one is not None:
+            numbers = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in one.items())
+            told.append(f"{name} against the record: {numbers}")
+    for name, one in result.get("gaps", {}).items():
+        told.append(
+            f"CCE-gap in {name}: {np.mean(one['gap']):.2f} by best responses, "
+            f"{np.mean(one['restricted']):.2f} among the world model's modes (mean of drivers)"
+        )
+    told.append(f"figures: {store.directory / 'figures'}; generated scenes: {store.directory / 'scenes'}")
+    return told

@@ -1,0 +1,83 @@
+"""The algorithms there are, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..driving.model_file import optimizer_tensors, restore_optimizer
+from .cce_masac import CceMasac, CceMasacSettings
+from .game import Game, Played, Seen
+from .heads import Head, LaplaceHead
+from .mappo import Mappo, MappoSettings
+from .masac import Masac, MasacSettings
+from .networks import StackedMlp
+from .trafficgamer import TrafficGamer, TrafficGamerSettings
+
+FIRST = (0.3, 0.1)  # scales of accelerations and curvatures, of the highest, in the beginning
+OPTIMIZER = "optimizer."  # before the names of its tensors in a learner's state
+
+
+class Learner(Protocol):
+    """Actors of all agents that learn from what they played."""
+
+    head: Head
+    actor: StackedMlp
+    optimizer: torch.optim.Optimizer
+
+    def act(self, seen: Seen, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws `[rollouts, agents, drawn]` and their log-probabilities."""
+
+    def update(self, played: Played) -> dict[str, Tensor]:
+        """Learns from rollouts; numbers of each agent, `[agents]`."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """How learners are made."""
+
+    learner: Any
+    settings: Any  # a frozen dataclass
+    squashed: bool  # how actions come of draws, see `LaplaceHead`
+
+    def head(self) -> LaplaceHead:
+        return LaplaceHead(FIRST, self.squashed)
+
+    def made(self, game: Game, settings: Any, seed: int) -> Learner:
+        """A learner with its first weights."""
+        learner: Learner = self.learner(game.agents, game.numbers, self.head(), settings, seed)
+        return learner
+
+
+ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
+    {
+        "mappo": Algorithm(Mappo, MappoSettings, squashed=False),
+        "trafficgamer": Algorithm(TrafficGamer, TrafficGamerSettings, squashed=False),
+        "masac": Algorithm(Masac, MasacSettings, squashed=True),
+        "cce-masac": Algorithm(CceMasac, CceMasacSettings, squashed=True),
+    }
+)
+
+
+def state_of(learner: Learner) -> dict[str, Tensor]:
+    """All that a learner has learnt, its optimiser's tensors included."""
+    own = {name: one.detach().clone() for name, one in learner.state_dict().items()}
+    return own | {OPTIMIZER + name: one for name, one in optimizer_tensors(learner.optimizer).items()}
+
+
+def restore(learner: Learner, state: Mapping[str, Tensor]) -> None:
+    """Makes a learner the one whose state it was."""
+    learner.load_state_dict({name: one for name, one in state.items() if not name.startswith(OPTIMIZER)})
+    restore_optimizer(
+        learner.optimizer,
+        {name.removeprefix(OPTIMIZER): one for name, one in state.items() if name.startswith(OPTIMIZER)},
+    )

@@ -1,0 +1,138 @@
+"""TrafficGamer: PPO towards a coarse correlated equilibrium, pulled to what the world model says, under a constraint.
+
+Each agent raises its reward and a bonus for what it rarely sees, less the divergence of its policy from the magnet's and from
+its own of before (Eq. 14), while the tail of its costs stays within a budget (Eq. 17). See Algorithm 1; where the paper and
+its code contradict themselves, `TrafficGamerSettings` and the functions of `terms` say what is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .critics import ScaledCritic
+from .game import Played, Seen, by_agent
+from .heads import Head
+from .networks import StackedMlp, clip_each
+from .terms import (
+    QUANTILES,
+    Multiplier,
+    clipped_surrogate,
+    cvar,
+    generalised_advantage,
+    quantile_loss,
+    rarity_bonus,
+    standardised,
+)
+
+
+@dataclass(frozen=True)
+class TrafficGamerSettings:
+    """Defaults are those of the paper's code; the budget is ours (its code has none, so that multipliers could only rise)."""
+
+    discount: float = 0.99
+    trace: float = 0.95  # GAE's lambda
+    clip: float = 0.2
+    epochs: int = 10  # passes over all rollouts of an update
+    entropy: float = 0.005
+    magnet: float = 0.05  # eta_1: weight of the divergence from the magnet
+    proximal: float = 0.05  # 1 / eta_2: weight of the divergence from the policy before the update
+    bonus: float = 0.1  # c of Eq. 11
+    confidence: float = 0.0  # of the costs' tail: 0 is their mean, towards 1 the worst of them
+    budget: float = 0.02  # mean cost per moment that is allowed
+    multiplier_rate: float = 0.01
+    actor_rate: float = 5e-5
+    critic_rate: float = 1e-4
+    cost_rate: float = 3e-4
+    most: float = 0.5  # norm of an actor's and of a cost critic's gradient
+    hidden: int = 128
+    cost_hidden: int = 256
+
+
+class TrafficGamer(nn.Module):
+    """Actors, critics, cost critics and multipliers of all agents, and their optimisers.
+
+    Args:
+        numbers: of an agent's observation.
+    """
+
+    def __init__(self, agents: int, numbers: int, head: Head, settings: TrafficGamerSettings, seed: int) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(seed)
+        self.head, self.settings, self.seed = head, settings, seed
+        self.actor = StackedMlp(agents, numbers, head.outputs, random, settings.hidden, last_gain=0.01)
+        self.critic = ScaledCritic(agents, agents * numbers, random, settings.hidden)
+        self.costs = StackedMlp(agents, numbers, QUANTILES, random, settings.cost_hidden, last_gain=0.01)
+        self.multiplier = Multiplier(agents, settings.budget, settings.multiplier_rate)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(self.actor.parameters()), "lr": settings.actor_rate},
+                {"params": list(self.critic.parameters()), "lr": settings.critic_rate},
+                {"params": list(self.costs.parameters()), "lr": settings.cost_rate},
+            ]
+        )
+
+    def act(self, seen: Seen, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws `[rollouts, agents, drawn]` and their log-probabilities."""
+        raw = self.actor(seen.observation.transpose(0, 1)).transpose(0, 1)
+        draw = self.head.draw(raw, generator)
+        return draw, self.head.log_prob(raw, draw)
+
+    def update(self, played: Played) -> dict[str, Tensor]:
+        """Learns from rollouts; numbers of each agent, `[agents]`."""
+        given, shape = self.settings, played.reward.shape
+        seen, joint = by_agent(played.observation), played.joint
+        draw, before = by_agent(played.draw), by_agent(played.log_prob)
+
+        def by_moment(values: Tensor) -> Tensor:
+            return values.view(shape[2], *shape[:2]).movedim(0, 2)
+
+        with torch.no_grad():
+            old = self.actor(seen)
+            # The reward r* of Eq. 15: divergences from the magnet, by what was drawn, in every moment to come.
+            apart = before - self.head.magnet_log_prob(by_agent(played.magnet), draw)
+            bonus = rarity_bonus(seen, given.bonus, self.seed)
+            reward = played.reward + by_moment(bonus - given.magnet * apart)
+            value = by_moment(self.critic(joint))
+            advantage = generalised_advantage(reward, value, given.discount, given.trace)
+            target = by_agent(advantage + value)
+            advantage = standardised(by_agent(advantage), 1)
+            self.critic.hear(target)
+            risk = by_moment(cvar(self.costs(seen), given.confidence))
+            dearer = by_agent(generalised_advantage(played.cost, risk, given.discount, given.trace))
+            dearer = dearer - dearer.mean(1, keepdim=True)
+        weight = self.multiplier.value[:, None].clone()
+        for _ in range(given.epochs):
+            raw = self.actor(seen)
+            ratio = torch.exp(self.head.log_prob(raw, draw) - before)
+            gain = clipped_surrogate(ratio, advantage, given.clip) - weight * ratio * dearer
+            moved = self.head.divergence(raw, old)
+            entropy = self.head.entropy(raw).mean(1)
+            value_error = self.critic.loss(joint, target)
+            cost_error = self._cost_loss(seen, played).mean(1)
+            policy = (gain / (1.0 + weight) - given.proximal * moved).mean(1) + given.entropy * entropy
+            self.optimizer.zero_grad()
+            torch.autograd.backward((value_error + cost_error - policy).sum())
+            clip_each(self.actor.parameters(), given.most)
+            clip_each(self.costs.parameters(), given.most)
+            self.optimizer.step()
+        cost = played.cost.mean((0, 1))
+        self.multiplier.ascend(cost)
+        return {
+            "return": played.returns().mean(0),
+            "cost": cost,
+            "entropy": entropy.detach(),
+            "value_error": value_error.detach(),
+            "multiplier": self.multiplier.value.clone(),
+            "from_magnet": apart.mean(1),
+        }
+
+    def _cost_loss(self, seen: Tensor, played: Played) -> Tensor:
+        """`[agents, n]`: Z(o) against c + gamma Z(o') (Eq. 18); the critic itself says what Z(o') is."""
+        moments, rollouts, agents = played.cost.shape
+        quantiles = self.costs(seen)
+        later = quantiles.detach().view(agents, moments, rollouts, -1)
+        later = torch.cat([later[:, 1:], torch.zeros_like(later[:, :1])], dim=1).flatten(1, 2)
+        return quantile_loss(quantiles, by_agent(played.cost)[..., None] + self.settings.discount * later)

@@ -1,0 +1,114 @@
+"""Fine-tuning from configuration to result: the same on Ray as in one process, resumed as if it had not stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from driving_scenes import made
+from safetensors.torch import load_file
+from throng.policies.driving.model_file import save_model
+from throng.policies.driving.world_model import WorldModel, WorldModelSettings
+from throng.scenarios.driving.files import read_scenes
+from throng.scenarios.driving.scene import save_scene
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    """A configuration of a made-up scene, whose world model knows nothing."""
+    save_scene(made(), tmp_path / "made.scene.npz")
+    torch.manual_seed(0)
+    save_model(WorldModel(WorldModelSettings(hidden=24, heads=2, modes=3, future=30)), tmp_path / "model")
+    new = {"lane": "lane2", "at": 70.0, "speed": 3.0, "ahead": 30.0}
+    settings = {
+        "system": "trafficgamer",
+        "scene": {"file": "made.scene.npz", "agents": 2, "insert": [new]},
+        "world_model": {"folder": "model"},
+        "training": {"episodes": 3, "rollouts": 5, "chunk": 2},
+        "evaluation": {"futures": 4, "iterations": 1, "rollouts": 4, "evaluated": 8},
+        "workers": {"rollouts": 0},
+    }  # fmt: skip
+    path = tmp_path / "case.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def last(run: Path) -> dict[str, torch.Tensor]:
+    """What the learner knew at the end."""
+    return load_file(sorted((run / "checkpoints").glob("*.safetensors"))[-1])
+
+
+def test_a_run_leaves_what_it_says(case: Path, throng_here: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run = case.parent / "run"
+    assert throng_here("run", str(case), "--out", str(run)) == 0
+    told = capsys.readouterr().out
+    assert "CCE-gap in reward" in told and "new-1" in told
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["drivers"][0] == "new-1" and len(result["drivers"]) == 2
+    assert all(gap >= 0 for gap in result["gaps"]["reward"]["gap"])
+    ledger = pq.read_table(sorted((run / "ledger").glob("*.parquet"))[-1]).to_pylist()
+    assert [(row["episode"], row["agent"]) for row in ledger] == [(e, a) for e in range(3) for a in range(2)]
+    (scene,) = read_scenes(run / "scenes" / "future-0.scene.npz")
+    assert scene.focal.sum() == 2 and scene.ids[-1] == "new-1"
+    before = made()
+    assert (scene.tracks[:7, : before.history] == before.tracks[:, : before.history]).all()
+    assert (scene.tracks[0, before.history :] != before.tracks[0, before.history : scene.steps]).any()
+    for name in ("training.png", "future-0.png", "future-0.html"):
+        assert (run / "figures" / name).stat().st_size > 5000
+    assert throng_here("status", str(case.parent)) == 0
+    assert "finished  3/3" in " ".join(capsys.readouterr().out.split(" ")).replace("   ", "  ")
+    assert throng_here("report", str(run)) == 2
+    assert "a fine-tuning (trafficgamer)" in capsys.readouterr().err
+
+
+def test_actors_learn_what_one_process_learns(case: Path, throng_here: Run) -> None:
+    runs = [case.parent / name for name in ("here", "there")]
+    for run, rollouts in zip(runs, (0, 2), strict=True):
+        options = ("--set", f"workers.rollouts={rollouts}", "--set", "evaluation.iterations=0")
+        assert throng_here("run", str(case), "--out", str(run), *options) == 0
+    one, other = (last(run) for run in runs)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_run_that_is_gone_on_with_is_one_that_never_stopped(case: Path, throng_here: Run) -> None:
+    whole, parts = case.parent / "whole", case.parent / "parts"
+    quick = ("--set", "evaluation.iterations=0", "--set", "system=cce-masac")
+    assert throng_here("run", str(case), "--out", str(whole), "--set", "training.episodes=4", *quick) == 0
+    assert throng_here("run", str(case), "--out", str(parts), "--set", "training.episodes=2", *quick) == 0
+    assert throng_here("run", str(case), "--out", str(parts), "--set", "training.episodes=4", *quick) == 2
+    assert throng_here("run", str(case), "--out", str(parts), "--set", "training.episodes=4", "--resume", *quick) == 0
+    one, other = last(whole), last(parts)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert {row["episode"] for path in (parts / "ledger").iterdir() for row in pq.read_table(path).to_pylist()} == set(
+        range(4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("system=mappa", "mappo"),
+        ("algorithm.magnit=1", "has no such setting"),
+        ("algorithm.epochs=many", "algorithm.epochs"),
+        ("scene.agents=9", "only 7 vehicles move"),
+        ("scene.drive=[z]", "no agent 'z'"),
+        ("scene.file=nothing.npz", "nothing.npz: no such file"),
+        ("scene.name=other", "no scene 'other'"),
+        ("scene.horizon=40", "12 half seconds"),
+        ("world_model.folder=nowhere", "throng worldmodel train"),
+        ("training.episode=3", "did you mean 'episodes'"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    case: Path, throng_here: Run, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    assert throng_here("run", str(case), "--out", str(case.parent / "run"), "--set", option) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (case.parent / "run").exists()
