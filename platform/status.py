@@ -82,8 +82,8 @@ def status(run: Path) -> Status:
 HEADINGS = ("run", "state", "sims", "best", "result", "floor", "")
 EXPLAINED = (
     "sims: micro-equivalent simulations, of the budget (of a fine-tuning: episodes); best: estimated error of the best "
-    "candidate so far; result: error on fresh seeds; floor: noise, a perfect answer's error; left: of the search, at its pace "
-    "so far; ago: last written. The command that made a stopped run goes on with it."
+    "candidate so far; result: error on fresh seeds; floor: noise, a perfect answer's error; left: of the search, at its "
+    "pace so far; ago: last written. The command that made a stopped run goes on with it."
 )
 
 

@@ -17,8 +17,8 @@ from throng.policies.driving.imitation import HEADING, Extrapolation, Imitation,
 from throng.policies.driving.model_file import load_model, load_optimizer, save_model, save_optimizer
 from throng.policies.driving.tokens import MAP_NEAR, PIECE, STRIDE, SceneTokens, batch_of, tokens_of
 from throng.policies.driving.world_model import Memory, Prediction, WorldModel, WorldModelSettings
-from throng.scenarios.driving.recording import Map, Polyline, Signal, empty, scene_of
-from throng.scenarios.driving.scene import Kind, Light, Line, Scene
+from throng.scenarios.driving.recording import Map, Polyline, empty, scene_of
+from throng.scenarios.driving.scene import Kind, Light, Line
 from throng.scenarios.errors import InputError
 
 SMALL = WorldModelSettings(hidden=24, heads=2, modes=3, future=30)
