@@ -17,6 +17,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: one thread, as in the workers
 
 import city
+import finetuning
 import fleet
 import imagined
 import learning
@@ -47,6 +48,7 @@ GROUPS: dict[str, Callable[[bool], list[Result]]] = {
     "city": city.city,
     "driving": worlds.driving,
     "imagined": imagined.imagined,
+    "finetuning": finetuning.finetuning,
 }
 
 

@@ -129,6 +129,10 @@ def main() -> None:
             errors = {
                 name: [errors_of(scenes, one, settings.future) for one in some] for name, some in predictors.items()
             }
+            # One guess against one guess.
+            errors["world model, its likeliest mode"] = [
+                errors_of(scenes, one, settings.future, modes=1) for one in predictors["world model"]
+            ]
         except ValueError as error:
             lines += [f"{kind}: {error}", ""]
             continue

@@ -1,0 +1,119 @@
+"""Episodes of a fine-tuning with batched, incremental rollouts and stacked agents, against the public code's way of doing it.
+
+There, every rollout is played by itself, the world model encodes the map and all of the history again in every half second
+(batch 1), and agents are updated one after the other. Both ways here use the same world model with the same (random) weights
+and the same networks; the scene is of SUMO traffic in the built-in town.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from imagined import forward
+from measure import Result, here, in_turns, ratio
+from throng.platform.scenes import Wanted
+from throng.policies.driving.imagination import likeliest
+from throng.policies.driving.tokens import STRIDE
+from throng.policies.driving.world_model import WorldModel
+from throng.policies.marl.algorithms import ALGORITHMS, Learner
+from throng.policies.marl.driving import DrivingTerms, driven
+from throng.policies.marl.game import Played, Seen, play
+from throng.policies.marl.imagined import OWN, ImaginedGame
+from throng.policies.marl.mappo import Mappo, MappoSettings
+from throng.scenarios.driving.insertion import drivers
+from worlds import scenes
+
+ROLLOUTS, AGENTS = 32, 5
+
+
+@torch.no_grad()
+def alone(game: ImaginedGame, learner: Learner, random: torch.Generator) -> np.ndarray:
+    """One rollout with everything encoded anew in every half second; what the agents did, `[moments, agents, 2]`."""
+    known, frame = game.tokens, game.tokens.history - 1
+    agents, there = known.agents.copy(), known.there.copy()
+    own = game.drivers.numpy()
+    done = []
+    for _ in range(game.horizon):
+        found, rows = forward(game.model, replace(known, agents=agents, there=there), frame)
+        place = {row: i for i, row in enumerate(rows.tolist())}
+        feature = found.feature[[place[one] for one in own.tolist()]].flatten(-2)
+        told = torch.cat([feature, torch.zeros(len(own), OWN)], dim=-1)[None]
+        draw, _ = learner.act(Seen(told, told), random)
+        action = learner.head.action(draw)[0]
+        way = found.trajectory[torch.arange(len(rows)), likeliest(found), :STRIDE].numpy()
+        before = np.concatenate([agents[rows, frame, None, :2], way[:, :-1, :2]], axis=1)
+        moved = way[..., :2] - before
+        coming = slice(frame + 1, frame + 1 + STRIDE)
+        there[:, coming] = there[:, frame, None]
+        agents[rows, coming, :3] = way
+        agents[rows, coming, 3] = 10 * (moved[..., 0] * np.cos(way[..., 2]) + moved[..., 1] * np.sin(way[..., 2]))
+        agents[own, coming] = driven(torch.from_numpy(agents[own, frame]), action).numpy()
+        frame += STRIDE
+        done.append(action.numpy())
+    return np.stack(done)
+
+
+def finetuning(quick: bool) -> list[Result]:
+    """Rollouts and updates of both ways; one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = WorldModel().eval()
+    scene = max(scenes(Wanted(4, begin=900.0)), key=lambda one: int(one.valid[:, one.history - 1].sum()))
+    chosen = drivers(scene, AGENTS).tolist()
+    game = ImaginedGame(model, scene, chosen, DrivingTerms(), horizon=3 if quick else 12)
+    learner = ALGORITHMS["trafficgamer"].made(game, ALGORITHMS["trafficgamer"].settings(), 0)
+    rollouts = 8 if quick else ROLLOUTS
+    played: list[Played] = []
+
+    def together() -> None:
+        played[:] = [play(game, learner.act, learner.head.action, rollouts, torch.Generator().manual_seed(0))]
+
+    costs = in_turns(
+        2 if quick else 5,
+        {
+            "alone": lambda: here(lambda: alone(game, learner, torch.Generator().manual_seed(0))),
+            "together": lambda: here(together),
+        },
+    )
+    times = rollouts * ratio(costs["alone"], costs["together"])
+    seconds = min(one.cpu for one in costs["together"])
+    detail = (
+        f"{AGENTS} drivers among {int(game.tokens.there[:, game.tokens.history - 1].sum())} agents, {rollouts} rollouts of "
+        f"{game.horizon} half seconds: {seconds:.2f} CPU s an episode, {1 / seconds:.2g} episodes/s"
+    )
+    return [
+        Result(
+            "fine-tuning, rollouts: one by one, encoded anew / batched and incremental", times, 5.0, "higher", detail
+        ),
+        _updates(played[0], game, quick),
+    ]
+
+
+def _updates(played: Played, game: ImaginedGame, quick: bool) -> Result:
+    """Of PPO on the same rollouts: agents in one stack, or one after the other."""
+    head, settings = ALGORITHMS["mappo"].head(), MappoSettings()
+    stack = Mappo(game.agents, game.numbers, head, settings, 0)
+    joint = game.agents * game.numbers
+    each = [Mappo(1, game.numbers, head, settings, 0, joint) for _ in range(game.agents)]
+    told = played.observation.flatten(2)[:, :, None]
+    names = ("observation", "draw", "log_prob", "magnet", "reward", "cost")
+    parts = [
+        Played(**{name: getattr(played, name)[:, :, one : one + 1] for name in names}, blocks=told)
+        for one in range(game.agents)
+    ]
+
+    def one_by_one() -> None:
+        for learner, part in zip(each, parts, strict=True):
+            learner.update(part)
+
+    costs = in_turns(
+        2 if quick else 7,
+        {"loop": lambda: here(one_by_one), "stack": lambda: here(lambda: stack.update(played))},
+    )
+    value = ratio(costs["loop"], costs["stack"])
+    rows = played.reward.shape[0] * played.reward.shape[1]
+    least = 1e3 * min(one.cpu for one in costs["stack"])
+    detail = f"{game.agents} agents, {rows} rows, {settings.epochs} passes: {least:.0f} CPU ms"
+    return Result("fine-tuning, updates: agents one by one / stacked", value, 3.0, "higher", detail)
