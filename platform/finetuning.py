@@ -21,7 +21,7 @@ from tensorboardX import SummaryWriter
 
 from ..cluster.session import cpus, session
 from ..policies.driving.model_file import MODEL, load_model
-from ..policies.driving.tokens import tokens_of
+from ..policies.driving.tokens import STRIDE, tokens_of
 from ..policies.driving.world_model import WorldModel
 from ..scenarios.driving.files import read_scenes
 from ..scenarios.driving.insertion import drivers, with_newcomers
@@ -53,9 +53,15 @@ def run(config: FineTuningConfig, directory: Path, resume: bool, console: Consol
     """
     with Progress(console) as progress:
         progress.phase("reading")
-        spec = specified(config, progress)
+        scene, chosen = cast(config, progress)
+        model = None if _to_train(config) else load_model(config.world_model.folder)
+        settings = config.settings()
         store = RunStore.create(directory, config, extend=resume)
         try:
+            spec = GameSpec(
+                model or _world_model(config, progress), scene, chosen, config.terms.terms(), config.scene.horizon,
+                config.scene.most, config.system, settings, child_seed(config.seed, "learner"),
+            )  # fmt: skip
             with recorded(store, progress), crew(config, spec, progress) as workers:
                 state = _trained(config, store, workers, progress)
                 _evaluated(config, spec, store, workers, state, progress)
@@ -64,45 +70,41 @@ def run(config: FineTuningConfig, directory: Path, resume: bool, console: Consol
     return store
 
 
-def specified(config: FineTuningConfig, progress: Progress) -> GameSpec:
-    """The game that a configuration means.
+def cast(config: FineTuningConfig, progress: Progress) -> tuple[Scene, tuple[int, ...]]:
+    """The scene, newcomers included, and who is driven in it.
 
     Raises:
         InputError: naming the file, the scene, the agent or the lane that is not there.
     """
     given = config.scene
-    model = _world_model(config, progress)
-    scene = (
-        _sumo_scene(given.sumo or SumoSceneConfig(), progress) if given.file is None else _scene(given.file, given.name)
-    )
+    scene = _scene(given.file, given.name) if given.file else _sumo_scene(given.sumo or SumoSceneConfig(), progress)
     scene = with_newcomers(scene, tuple(one.newcomer() for one in given.insert))
     chosen = drivers(scene, given.agents, given.drive)
-    left = (scene.steps - scene.history) // 5
-    if given.horizon is not None and given.horizon > left:
-        raise InputError(f"scene.horizon: scene {scene.name!r} has {left} half seconds left, not {given.horizon}")
-    return GameSpec(
-        model, scene, tuple(chosen.tolist()), config.terms.terms(), given.horizon, given.most, config.system,
-        config.settings(), child_seed(config.seed, "learner"),
-    )  # fmt: skip
+    left = (scene.steps - scene.history) // STRIDE
+    if left < (given.horizon or 1):
+        raise InputError(f"scene {scene.name!r} has {left} half seconds left, not {given.horizon or 1} (scene.horizon)")
+    return scene, tuple(chosen.tolist())
+
+
+def _to_train(config: FineTuningConfig) -> bool:
+    """Whether a world model is to be trained first."""
+    return config.world_model.scenes > 0 and not (config.world_model.folder / MODEL).is_file()
 
 
 def _world_model(config: FineTuningConfig, progress: Progress) -> WorldModel:
-    """The model in the folder; where there is none and it is asked for, one is trained on SUMO's scenes first."""
+    """Trained on SUMO's scenes, and kept in its folder."""
     given, sumo = config.world_model, config.scene.sumo or SumoSceneConfig()
-    if given.scenes and not (given.folder / MODEL).is_file():
-        wanted = Wanted(given.scenes, seed=sumo.seed + 1)
-        with tempfile.TemporaryDirectory(prefix="throng-") as scratch:
-            files = scenes_from_sumo(sumo.config, None, 0.1, wanted, Path(scratch), progress)
-            scenes = [tokens_of(scene) for path in files for scene in read_scenes(path)]
-        progress.phase("training a world model")
+    wanted = Wanted(given.scenes, seed=sumo.seed + 1)
+    with tempfile.TemporaryDirectory(prefix="throng-") as scratch:
+        files = scenes_from_sumo(sumo.config, None, 0.1, wanted, Path(scratch), progress)
+        scenes = [tokens_of(scene) for path in files for scene in read_scenes(path)]
+    progress.phase("training a world model")
 
-        def heard(epoch: Epoch) -> None:
-            progress.advance(epoch.epoch / given.epochs, f"loss {epoch.loss:.2f} · minFDE {epoch.min_fde:.2f} m")
+    def heard(epoch: Epoch) -> None:
+        progress.advance(epoch.epoch / given.epochs, f"loss {epoch.loss:.2f} · minFDE {epoch.min_fde:.2f} m")
 
-        train_world_model(
-            scenes, [], TrainingSettings(epochs=given.epochs), given.folder, config.workers.address, heard
-        )
-    return load_model(given.folder)
+    settings = TrainingSettings(epochs=given.epochs)
+    return load_model(train_world_model(scenes, [], settings, given.folder, config.workers.address, heard))
 
 
 def _scene(path: Path, name: str | None) -> Scene:
@@ -188,7 +190,9 @@ class RayCrew:
         def shared(one: Any) -> Any:
             if not isinstance(one, dict):
                 return one
-            return known.setdefault(id(one), ray.put(one))
+            if id(one) not in known:
+                known[id(one)] = ray.put(one)
+            return known[id(one)]
 
         asked = ((number, tuple(shared(one) for one in call)) for number, call in enumerate(calls))
         for number, result in self._players.run(method, asked):
@@ -298,7 +302,7 @@ def _evaluated(
     seed = child_seed(config.seed, "respond")
     values = {"reward": None, "reward less cost": state.get("multiplier.value")}
     for name, prices in values.items() if given.iterations else ():
-        if name != "reward" and prices is None:
+        if name != "reward" and (prices is None or not np.any(prices)):
             continue
         responses = asked(
             "respond",

@@ -68,7 +68,7 @@ class Played:
         return self.reward.sum(0)
 
 
-# (observations [rollouts, agents, numbers], magnets, generator) -> draws [rollouts, agents, drawn], log-probabilities
+# (what is seen, generator) -> draws [rollouts, agents, drawn] and their log-probabilities [rollouts, agents]
 Act = Callable[[Seen, torch.Generator], tuple[Tensor, Tensor]]
 
 
