@@ -20,17 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from throng.policies.marl.cce_masac import CceMasac, CceMasacSettings
+from throng.policies.marl.actors import Learner
+from throng.policies.marl.algorithms import ALGORITHMS
 from throng.policies.marl.crossing import Crossing
 from throng.policies.marl.driving import DrivingTerms
 from throng.policies.marl.exploitability import ResponseBudget, broken_gaps
 from throng.policies.marl.game import play
-from throng.policies.marl.heads import LaplaceHead
-from throng.policies.marl.mappo import Mappo, MappoSettings
-from throng.policies.marl.masac import Masac, MasacSettings
-from throng.policies.marl.trafficgamer import TrafficGamer, TrafficGamerSettings
 
-FIRST = (0.3, 0.1)  # scales of actions in the beginning
 ROLLOUTS, EVALUATED = 32, 256
 
 
@@ -50,16 +46,10 @@ class Run:
         return f"{self.method}-{self.seed}-{self.episodes}-{self.distance:g}-{self.confidence:g}"
 
 
-def learner(run: Run, game: Crossing) -> Mappo | Masac | TrafficGamer | CceMasac:
-    shape = (game.agents, game.numbers)
-    head = LaplaceHead(FIRST, squashed="masac" in run.method)
-    if run.method == "mappo":
-        return Mappo(*shape, head, MappoSettings(), run.seed)
-    if run.method == "masac":
-        return Masac(*shape, head, MasacSettings(), run.seed)
-    if run.method == "cce-masac":
-        return CceMasac(*shape, head, CceMasacSettings(), run.seed)
-    return TrafficGamer(*shape, head, TrafficGamerSettings(confidence=run.confidence), run.seed)
+def learner(run: Run, game: Crossing) -> Learner:
+    algorithm = ALGORITHMS[run.method]
+    given = {"confidence": run.confidence} if run.method == "trafficgamer" else {}
+    return algorithm.made(game, algorithm.settings(**given), run.seed)
 
 
 def done(run: Run) -> dict[str, Any]:

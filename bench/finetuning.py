@@ -17,7 +17,8 @@ from throng.platform.scenes import Wanted
 from throng.policies.driving.imagination import likeliest
 from throng.policies.driving.tokens import STRIDE
 from throng.policies.driving.world_model import WorldModel
-from throng.policies.marl.algorithms import ALGORITHMS, Learner
+from throng.policies.marl.actors import Learner
+from throng.policies.marl.algorithms import ALGORITHMS
 from throng.policies.marl.driving import DrivingTerms, driven
 from throng.policies.marl.game import Played, Seen, play
 from throng.policies.marl.imagined import OWN, ImaginedGame

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from typing import cast as cast_to
 
 import numpy as np
 import ray
@@ -179,10 +180,6 @@ class RayCrew:
         learning = options | {"num_cpus": 0.25}
         self._learner = Fleet("learner", lambda: actor.options(**learning).remote(shared), 1, rules, alive, pulse=pulse)
 
-    @property
-    def restarts(self) -> int:
-        return self._players.restarts + self._learner.restarts
-
     def each(self, method: str, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         # What is large is the same in all calls: it goes to the object store once.
         known: dict[int, Any] = {}
@@ -196,7 +193,7 @@ class RayCrew:
 
         asked = ((number, tuple(shared(one) for one in call)) for number, call in enumerate(calls))
         for number, result in self._players.run(method, asked):
-            yield int(str(number)), _must(method, result)
+            yield cast_to(int, number), _must(method, result)
 
     def learn(self, state: Arrays, parts: Sequence[Arrays]) -> tuple[Arrays, Arrays]:
         arguments = tuple(ray.put(one) for one in (state, *parts))

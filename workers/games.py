@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..policies.driving.world_model import WorldModel
-from ..policies.marl.algorithms import ALGORITHMS, Learner, restore, state_of
+from ..policies.marl.actors import Learner
+from ..policies.marl.algorithms import ALGORITHMS, restore, state_of
 from ..policies.marl.driving import DrivingTerms
-from ..policies.marl.exploitability import ResponseBudget, broken_gaps, restricted_gaps
+from ..policies.marl.exploitability import Gaps, ResponseBudget, broken_gaps, restricted_gaps
 from ..policies.marl.game import Played, play
 from ..policies.marl.imagined import ImaginedGame
 from ..scenarios.driving.scene import Scene
@@ -38,22 +39,18 @@ class GameSpec:
     algorithm: str  # a key of `ALGORITHMS`
     settings: Any  # of the algorithm
     seed: int
-    device: str = "cpu"
 
     def game(self) -> ImaginedGame:
-        return ImaginedGame(self.model.to(self.device), self.scene, self.drivers, self.terms, self.horizon, self.most)
+        return ImaginedGame(self.model, self.scene, self.drivers, self.terms, self.horizon, self.most)
 
 
 class GameWorker:
-    """Plays and learns; the same on an actor and without one. Device: that of the specification."""
+    """Plays and learns; the same on an actor and without one."""
 
-    def __init__(self, spec: GameSpec, threads: int = 1) -> None:
-        torch.set_num_threads(threads)
-        self._spec = spec
+    def __init__(self, spec: GameSpec) -> None:
+        torch.set_num_threads(1)
         self.game = spec.game()
         self._learner: Learner = ALGORITHMS[spec.algorithm].made(self.game, spec.settings, spec.seed)
-        if isinstance(self._learner, torch.nn.Module):
-            self._learner.to(spec.device)
 
     def process(self) -> None:
         """Answers when the actor can work."""
@@ -83,9 +80,7 @@ class GameWorker:
             parts: what was played.
         """
         restore(self._learner, _tensors(state))
-        told = {
-            name: torch.cat([_tensors(part)[name] for part in parts], dim=1).to(self._spec.device) for name in parts[0]
-        }
+        told = {name: torch.cat([_tensors(part)[name] for part in parts], dim=1) for name in parts[0]}
         found = self._learner.update(Played(**told))
         return _arrays(state_of(self._learner)), _arrays(found)
 
@@ -94,18 +89,14 @@ class GameWorker:
     ) -> tuple[float, float]:
         """Value of an agent's policy and of its best response, see `broken_gaps`."""
         self._take(actor)
-        asked = None if prices is None else torch.from_numpy(np.array(prices))
-        found = broken_gaps(self.game, self._learner, budget, seed, asked, [agent])
-        return float(found.own[0]), float(found.best[0])
+        return _of_one(broken_gaps(self.game, self._learner, budget, seed, _tensor(prices), [agent]))
 
     def restrict(
         self, actor: Arrays, agent: int, rollouts: int, seed: int, prices: NDArray[np.float32] | None
     ) -> tuple[float, float]:
         """Value of an agent's policy and of its best mode, see `restricted_gaps`."""
         self._take(actor)
-        asked = None if prices is None else torch.from_numpy(np.array(prices))
-        found = restricted_gaps(self.game, self._learner, rollouts, seed, asked, [agent])
-        return float(found.own[0]), float(found.best[0])
+        return _of_one(restricted_gaps(self.game, self._learner, rollouts, seed, _tensor(prices), [agent]))
 
     @torch.no_grad()
     def drive(self, actor: Arrays, seed: int, rollouts: int) -> Arrays:
@@ -134,6 +125,14 @@ class GameWorker:
 def actor_of(state: Arrays) -> Arrays:
     """The actors' weights of a learner's state."""
     return {name.removeprefix(ACTOR): one for name, one in state.items() if name.startswith(ACTOR)}
+
+
+def _of_one(found: Gaps) -> tuple[float, float]:
+    return float(found.own[0]), float(found.best[0])
+
+
+def _tensor(prices: NDArray[np.float32] | None) -> torch.Tensor | None:
+    return None if prices is None else torch.from_numpy(np.array(prices))
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:

@@ -5,40 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..driving.model_file import optimizer_tensors, restore_optimizer
+from .actors import Learner
 from .cce_masac import CceMasac, CceMasacSettings
-from .game import Game, Played, Seen
-from .heads import Head, LaplaceHead
+from .game import Game
+from .heads import LaplaceHead
 from .mappo import Mappo, MappoSettings
 from .masac import Masac, MasacSettings
-from .networks import StackedMlp
 from .trafficgamer import TrafficGamer, TrafficGamerSettings
 
 FIRST = (0.3, 0.1)  # scales of accelerations and curvatures, of the highest, in the beginning
 OPTIMIZER = "optimizer."  # before the names of its tensors in a learner's state
-
-
-class Learner(Protocol):
-    """Actors of all agents that learn from what they played."""
-
-    head: Head
-    actor: StackedMlp
-    optimizer: torch.optim.Optimizer
-
-    def act(self, seen: Seen, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws `[rollouts, agents, drawn]` and their log-probabilities."""
-
-    def update(self, played: Played) -> dict[str, Tensor]:
-        """Learns from rollouts; numbers of each agent, `[agents]`."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
 
 @dataclass(frozen=True)

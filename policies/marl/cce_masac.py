@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .actors import Learner
 from .critics import polyak
-from .game import Played, Seen, Transitions, by_agent
+from .game import Played, Transitions, by_agent
 from .heads import Head
 from .networks import StackedMlp, clip_each
 from .terms import Running, rarity_bonus
@@ -40,7 +41,7 @@ class CceMasacSettings:
     hidden: int = 128
 
 
-class CceMasac(nn.Module):
+class CceMasac(Learner):
     """Actors, twin critics, their targets and temperatures of all agents, and their optimisers.
 
     Args:
@@ -70,14 +71,7 @@ class CceMasac(nn.Module):
             ]
         )
 
-    def act(self, seen: Seen, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws `[rollouts, agents, drawn]` and their log-probabilities."""
-        raw = self.actor(seen.observation.transpose(0, 1)).transpose(0, 1)
-        draw = self.head.draw(raw, generator)
-        return draw, self.head.log_prob(raw, draw)
-
     def update(self, played: Played) -> dict[str, Tensor]:
-        """Learns from rollouts; numbers of each agent, `[agents]`."""
         given, random = self.settings, self._dice()
         self.before.load_state_dict(self.actor.state_dict())
         self.rewards.hear(played.reward)

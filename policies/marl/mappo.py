@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .actors import Learner
 from .critics import ScaledCritic
-from .game import Played, Seen, by_agent
+from .game import Played, by_agent
 from .heads import Head
 from .networks import StackedMlp, clip_each
 from .terms import clipped_surrogate, generalised_advantage, standardised
@@ -29,7 +30,7 @@ class MappoSettings:
     hidden: int = 128
 
 
-class Mappo(nn.Module):
+class Mappo(Learner):
     """Actors and critics of all agents, and their optimisers.
 
     Args:
@@ -52,14 +53,7 @@ class Mappo(nn.Module):
             ]
         )
 
-    def act(self, seen: Seen, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws `[rollouts, agents, drawn]` and their log-probabilities."""
-        raw = self.actor(seen.observation.transpose(0, 1)).transpose(0, 1)
-        draw = self.head.draw(raw, generator)
-        return draw, self.head.log_prob(raw, draw)
-
     def update(self, played: Played) -> dict[str, Tensor]:
-        """Learns from rollouts; numbers of each agent, `[agents]`."""
         given = self.settings
         seen, joint = by_agent(played.observation), played.joint
         draw, before = by_agent(played.draw), by_agent(played.log_prob)

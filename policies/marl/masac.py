@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .actors import Learner
 from .critics import polyak
-from .game import Played, Seen, Transitions
+from .game import Played, Transitions
 from .heads import Head
 from .networks import StackedMlp, clip_each
 from .terms import Running
@@ -35,7 +36,7 @@ class MasacSettings:
     hidden: int = 128
 
 
-class Masac(nn.Module):
+class Masac(Learner):
     """Actors, twin critics, their targets and temperatures of all agents, and their optimisers.
 
     Args:
@@ -65,14 +66,7 @@ class Masac(nn.Module):
             ]
         )
 
-    def act(self, seen: Seen, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws `[rollouts, agents, drawn]` and their log-probabilities."""
-        raw = self.actor(seen.observation.transpose(0, 1)).transpose(0, 1)
-        draw = self.head.draw(raw, generator)
-        return draw, self.head.log_prob(raw, draw)
-
     def update(self, played: Played) -> dict[str, Tensor]:
-        """Learns from rollouts; numbers of each agent, `[agents]`."""
         given, random = self.settings, self._dice()
         self.rewards.hear(played.reward)
         reward, action = self.rewards.standardised(played.reward), self.head.action(played.draw)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .actors import Learner
 from .critics import ScaledCritic
-from .game import Played, Seen, by_agent
+from .game import Played, by_agent
 from .heads import Head
 from .networks import StackedMlp, clip_each
 from .terms import (
@@ -51,7 +52,7 @@ class TrafficGamerSettings:
     cost_hidden: int = 256
 
 
-class TrafficGamer(nn.Module):
+class TrafficGamer(Learner):
     """Actors, critics, cost critics and multipliers of all agents, and their optimisers.
 
     Args:
@@ -74,14 +75,7 @@ class TrafficGamer(nn.Module):
             ]
         )
 
-    def act(self, seen: Seen, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws `[rollouts, agents, drawn]` and their log-probabilities."""
-        raw = self.actor(seen.observation.transpose(0, 1)).transpose(0, 1)
-        draw = self.head.draw(raw, generator)
-        return draw, self.head.log_prob(raw, draw)
-
     def update(self, played: Played) -> dict[str, Tensor]:
-        """Learns from rollouts; numbers of each agent, `[agents]`."""
         given, shape = self.settings, played.reward.shape
         seen, joint = by_agent(played.observation), played.joint
         draw, before = by_agent(played.draw), by_agent(played.log_prob)

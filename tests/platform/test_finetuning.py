@@ -52,7 +52,9 @@ def test_a_run_leaves_what_it_says(case: Path, throng_here: Run, capsys: pytest.
     assert "CCE-gap in reward" in told and "new-1" in told
     result = json.loads((run / "evaluation.json").read_text())
     assert result["drivers"][0] == "new-1" and len(result["drivers"]) == 2
-    assert all(gap >= 0 for gap in result["gaps"]["reward"]["gap"])
+    told = result["gaps"]["reward"]
+    assert told["gap"] == [max(best - own, 0.0) for own, best in zip(told["own"], told["best"], strict=True)]
+    assert all(own < 0 for own in told["own"])  # what is far from its goal pays for it
     ledger = pq.read_table(sorted((run / "ledger").glob("*.parquet"))[-1]).to_pylist()
     assert [(row["episode"], row["agent"]) for row in ledger] == [(e, a) for e in range(3) for a in range(2)]
     (scene,) = read_scenes(run / "scenes" / "future-0.scene.npz")
