@@ -35,7 +35,7 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="How often every scene is seen.")] = 20,
     hidden: Annotated[
-        int, typer.Option(min=8, help="Width; 96 is about a million parameters, 240 with 8 heads and two decoder layers QCNet's 7.7.")
+        int, typer.Option(min=8, help="Width; 96: a million parameters; 240, 8 heads, 2 decoder layers: QCNet's 7.7.")
     ] = 96,
     heads: Annotated[int, typer.Option(min=1, help="Of attention; they divide the width.")] = 6,
     decoder_layers: Annotated[int, typer.Option(min=1, help="Of the decoder.")] = 1,

@@ -29,7 +29,7 @@ FAR = 1e4
 
 @dataclass(frozen=True)
 class WorldModelSettings:
-    """Sizes. The defaults have about a million parameters; hidden=240, heads=8, decoder_layers=2 as many as QCNet, 7.7."""
+    """Sizes. The defaults have a million parameters; hidden=240, heads=8, decoder_layers=2: as many as QCNet, 7.7 million."""
 
     hidden: int = 96
     heads: int = 6
