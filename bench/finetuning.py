@@ -7,6 +7,7 @@ and the same networks; the scene is of SUMO traffic in the built-in town.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from throng.policies.marl.game import Played, Seen, play
 from throng.policies.marl.imagined import OWN, ImaginedGame
 from throng.policies.marl.mappo import Mappo, MappoSettings
 from throng.scenarios.driving.insertion import drivers
+from throng.scenarios.driving.scene import Scene
 from worlds import scenes
 
 ROLLOUTS, AGENTS = 32, 5
@@ -89,11 +91,34 @@ def finetuning(quick: bool) -> list[Result]:
             "fine-tuning, rollouts: one by one, encoded anew / batched and incremental", times, 5.0, "higher", detail
         ),
         _updates(played[0], game, quick),
+        _agents(model, scene, rollouts, quick),
     ]
 
 
+def _agents(model: WorldModel, scene: Scene, rollouts: int, quick: bool) -> Result:
+    """Of an episode, rollouts and update: ten drivers against four in the same scene."""
+    algorithm = ALGORITHMS["trafficgamer"]
+
+    def episode(agents: int) -> Callable[[], None]:
+        game = ImaginedGame(model, scene, drivers(scene, agents).tolist(), DrivingTerms(), 3 if quick else 12)
+        learner = algorithm.made(game, algorithm.settings(), 0)
+
+        def play_and_learn() -> None:
+            learner.update(play(game, learner.act, learner.head.action, rollouts, torch.Generator().manual_seed(0)))
+
+        return play_and_learn
+
+    ways = {agents: episode(agents) for agents in (4, 10)}
+    costs = in_turns(
+        2 if quick else 5, {str(agents): lambda way=way: here(way) for agents, way in ways.items()}
+    )
+    seconds = {agents: min(one.cpu for one in own) for agents, own in costs.items()}
+    detail = f"{rollouts} rollouts: {seconds['10']:.2f} against {seconds['4']:.2f} CPU s"
+    return Result("fine-tuning, an episode: 10 agents / 4", ratio(costs["10"], costs["4"]), 3.0, "lower", detail)
+
+
 def _updates(played: Played, game: ImaginedGame, quick: bool) -> Result:
-    """Of PPO on the same rollouts: agents in one stack, or one after the other."""
+    """Of PPO on the same rollouts: agents in one stack, whose critics share a layer, or each by itself, as in the public code."""
     head, settings = ALGORITHMS["mappo"].head(), MappoSettings()
     stack = Mappo(game.agents, game.numbers, head, settings, 0)
     joint = game.agents * game.numbers

@@ -2,6 +2,11 @@
 
     python bench/growth.py --truths 0 1 2 --seeds 0 1        the paper's three sizes, and denser traffic
 
+For times, on a quiet machine and with all its processors (errors above were measured with one, beside other runs):
+
+    throng compare --methods masdiff,cgan,ldm-imit --truths 0 --seeds 0 --out runs/times/1557-30 --name first
+    python bench/growth.py --truths 0 --seeds 0 --first runs/times/1557-30/first.json --runs runs/times --name growth-times
+
 The paper's larger cases last longer (30, 60, 90 minutes), so that traffic gets no denser; here the town is also filled up
 within the same 30 minutes. Every search is an ordinary run of `throng compare` below --runs; finished ones are not repeated.
 Times are of whole searches as they passed: run it on a machine that does nothing else.
@@ -106,6 +111,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
     parser.add_argument("--runs", type=Path, default=Path("runs/growth"), help="where the runs go")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the table goes")
+    parser.add_argument("--name", default="growth", help="of the table and the picture")
     given = parser.parse_args()
     known = json.loads(given.first.read_text())["scores"]
     first = [Score(**one) for one in known if one["method"] in METHODS]
@@ -121,17 +127,19 @@ def main() -> None:
     command += f" --seeds {' '.join(map(str, given.seeds))}" + "".join(f" --set {one}" for one in given.sets)
     if given.cases != cases:
         command += " --cases " + " ".join(f'"{one}"' for one in given.cases)
-    write(results, command, given.out)
+    if given.name != "growth":
+        command += f" --first {given.first} --runs {given.runs} --name {given.name}"
+    write(results, command, given.out, given.name)
 
 
-def write(results: dict[str, list[Score]], command: str, out: Path) -> None:
+def write(results: dict[str, list[Score]], command: str, out: Path, name: str) -> None:
     """Table, picture and scores."""
     out.mkdir(parents=True, exist_ok=True)
-    picture(results).savefig(out / "growth.png", format="png")
-    data = {name: [asdict(one) for one in scores] for name, scores in results.items()}
-    (out / "growth.json").write_text(json.dumps(data, indent=1))
-    text = ["### growth", "", f"`{command}`", "", *table(results), "", "![errors](growth.png)", ""]
-    (out / "growth.md").write_text("\n".join(text))
+    picture(results).savefig(out / f"{name}.png", format="png")
+    data = {case: [asdict(one) for one in scores] for case, scores in results.items()}
+    (out / f"{name}.json").write_text(json.dumps(data, indent=1))
+    text = [f"### {name}", "", f"`{command}`", "", *table(results), "", f"![errors]({name}.png)", ""]
+    (out / f"{name}.md").write_text("\n".join(text))
     print("\n".join(text))
 
 

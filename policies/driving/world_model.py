@@ -62,8 +62,7 @@ Keys = tuple[Tensor, Tensor]  # and values
 class EncodedMap:
     """The map of a batch, projected for every layer that looks at it."""
 
-    keys: list[Keys]  # of each layer, [heads, pieces + 1, size]
-    lights: list[Keys]  # of each layer, [heads, states of a light, size]
+    keys: list[Keys]  # of each layer, [heads, pieces + 1 + states of a light, size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +74,7 @@ class Memory:
     speed: Tensor  # [n] now
     token: Tensor  # [n, hidden] now; 0 of who is not there
     keys: list[Keys]  # of each layer that looks back, [heads, n, moments, size]
+    around: Surroundings | None = None  # of now
 
 
 class Attention(nn.Module):
@@ -202,7 +202,7 @@ class WorldModel(nn.Module):
         around = picked(self.pieces.project(token), batch.around)
         token = self.pieces(token[:, None], around, relation, batch.around < len(token) - 1)[:, 0]
         layers = [layer.map for layer in self.encoder] + [layer.map for layer in self.decoder]
-        return EncodedMap([one.project(token) for one in layers], [one.project(self.light.weight) for one in layers])
+        return EncodedMap([one.project(torch.cat([token, self.light.weight])) for one in layers])
 
     def observe(self, batch: Batch, known: EncodedMap, frame: int, memory: Memory | None) -> Memory:
         """What is known in a frame of the batch.
@@ -227,7 +227,7 @@ class WorldModel(nn.Module):
         for i, later in enumerate(self.decoder, len(self.encoder)):
             keys.append(self._remember(later.time, x[:, 0], rows, len(pose), memory, i))
         token = x.new_zeros(len(pose), self.settings.hidden).index_put((rows,), x[:, 0])
-        return Memory(past_pose, past_there, now[:, 3], token, keys)
+        return Memory(past_pose, past_there, now[:, 3], token, keys, surroundings)
 
     def predict(self, batch: Batch, known: EncodedMap, frame: int, memory: Memory, rows: Tensor) -> Prediction:
         """What agents may do after a frame that was the last to be observed.
@@ -236,7 +236,9 @@ class WorldModel(nn.Module):
             rows: `[n]` of whom is asked: indices into `[worlds * agents]` of those who are there.
         """
         pose, there = memory.pose[:, -1], memory.there[:, -1]
-        surroundings = self._surroundings(batch, frame, rows, pose, there, memory.pose)
+        surroundings = memory.around
+        if surroundings is None or not torch.equal(surroundings.rows, rows):  # others than were observed
+            surroundings = self._surroundings(batch, frame, rows, pose, there, memory.pose)
         x = self.start(memory.token[rows])[:, None] + self.mode
         for i, layer in enumerate(self.decoder, len(self.encoder)):
             x = self._look(layer, x, rows, memory.keys[i], memory.there, surroundings, known, i)
@@ -280,17 +282,14 @@ class WorldModel(nn.Module):
 
     def _look(
         self, layer: EncoderLayer, x: Tensor, rows: Tensor, past: Keys, there: Tensor,
-        around: _Surroundings, known: EncodedMap, number: int,
+        around: Surroundings, known: EncodedMap, number: int,
     ) -> Tensor:  # fmt: skip
         """Back, and at the map and the lights."""
         x = layer.time(x, picked(past, rows), around.time, there[rows])
-        pieces = picked(known.keys[number], around.pieces)
-        lights = picked(known.lights[number], around.light_state)
-        keys, values = (torch.cat(pair, dim=2) for pair in zip(pieces, lights, strict=True))
-        return layer.map(x, (keys, values), around.map, around.map_there)
+        return layer.map(x, picked(known.keys[number], around.looked), around.map, around.map_there)
 
     def _look_at_others(
-        self, attention: Attention, x: Tensor, token: Tensor, of: Tensor, count: int, around: _Surroundings
+        self, attention: Attention, x: Tensor, token: Tensor, of: Tensor, count: int, around: Surroundings
     ) -> Tensor:
         """At tokens of others, those `of` all rows."""
         keys, values = (_spread(one, of, count) for one in attention.project(token))
@@ -298,7 +297,7 @@ class WorldModel(nn.Module):
 
     def _surroundings(
         self, batch: Batch, frame: int, rows: Tensor, pose: Tensor, there: Tensor, past: Tensor
-    ) -> _Surroundings:
+    ) -> Surroundings:
         """How what `rows` look at lies to them: the own past `[n, moments, 3]`, the map, and who is there."""
         worlds, agents = batch.size.shape[:2]
         own = pose[rows]
@@ -317,10 +316,10 @@ class WorldModel(nn.Module):
         others = others + (world * agents)[:, None]
         moments = past.shape[1]
         age = STEP * STRIDE * torch.arange(moments - 1, -1, -1, device=pose.device, dtype=pose.dtype)
-        return _Surroundings(
+        return Surroundings(
+            rows=rows,
             time=self.to_time(relative(own, past[rows], age.expand(len(rows), moments))),
-            pieces=pieces,
-            light_state=state.gather(1, which).clamp_min(0),
+            looked=torch.cat([pieces, len(batch.pieces) + state.gather(1, which).clamp_min(0)], dim=1),
             map=self.to_map(relative(own, torch.cat([batch.pieces[pieces], lights], dim=1))),
             map_there=torch.cat([pieces < len(batch.pieces) - 1, near < torch.inf], dim=1),
             others=others,
@@ -330,12 +329,12 @@ class WorldModel(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class _Surroundings:
+class Surroundings:
     """What `[n]` agents look at."""
 
+    rows: Tensor  # [n] who they are: indices into [worlds * agents]
     time: Tensor  # [n, moments, RELATION]
-    pieces: Tensor  # [n, MAP_NEAR]
-    light_state: Tensor  # [n, lights]
+    looked: Tensor  # [n, MAP_NEAR + lights] pieces of the map and states of lights, as in `EncodedMap`
     map: Tensor  # [n, MAP_NEAR + lights, RELATION]
     map_there: Tensor  # [n, MAP_NEAR + lights]
     others: Tensor  # [n, neighbours] indices into [worlds * agents]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .actors import Learner
-from .critics import polyak
+from .critics import Critic, polyak
 from .game import Played, Transitions, by_agent
 from .heads import Head
 from .networks import StackedMlp, clip_each
@@ -57,7 +58,7 @@ class CceMasac(Learner):
         self.actor = StackedMlp(agents, numbers, head.outputs, random, settings.hidden, last_gain=0.01)
         self.before = copy.deepcopy(self.actor).requires_grad_(False)
         self.critics = nn.ModuleList(
-            StackedMlp(agents, agents * numbers, 1, random, settings.hidden, own=head.actions) for _ in range(2)
+            Critic(agents, agents * numbers, random, settings.hidden, head.actions) for _ in range(2)
         )
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.full((agents, 1), settings.temperature).log())
@@ -102,7 +103,7 @@ class CceMasac(Learner):
         with torch.no_grad():
             later, _ = self._value(self.targets, seen.after, seen.joint_after, seen.magnet_after, temperature, random)
             target = seen.reward + given.discount * seen.goes_on * later
-        found = [critic(seen.joint, seen.action)[..., 0] for critic in self.critics]
+        found = [critic(seen.joint, seen.action) for critic in self.critics]
         critic_loss = torch.stack([(one - target).square().mean(1) for one in found]).sum(0)
         self.critics.requires_grad_(False)
         value, entropy = self._value(self.critics, seen.now, seen.joint, seen.magnet, temperature, random)
@@ -112,7 +113,8 @@ class CceMasac(Learner):
         self.optimizer.zero_grad()
         torch.autograd.backward((critic_loss - value.mean(1) + warmer).sum())
         clip_each(self.actor.parameters(), given.most)
-        clip_each(self.critics.parameters(), given.most)
+        for critic in self.critics:
+            cast(Critic, critic).clip(given.most)
         self.optimizer.step()
         polyak(self.targets, self.critics, given.polyak)
         return {"entropy": entropy.detach(), "value_error": critic_loss.detach()}
@@ -133,7 +135,7 @@ class CceMasac(Learner):
         value = entropy = torch.zeros_like(weights[0])
         for draw, weight in zip(draws, weights, strict=True):
             action = self.head.action(draw)
-            least = torch.minimum(*(critic(joint, action)[..., 0] for critic in critics))
+            least = torch.minimum(*(critic(joint, action) for critic in critics))
             log_prob = self.head.log_prob(raw, draw)
             pulled = given.magnet * (log_prob - self.head.magnet_log_prob(magnet, draw))
             held = given.proximal * (log_prob - self.head.log_prob(before, draw))

@@ -1,16 +1,46 @@
-"""Critics whose targets may lie anywhere: they learn them standardised."""
+"""Critics of several agents: they look at what all agents see, and their targets may lie anywhere."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm, relu
 
-from .networks import StackedMlp
+from .networks import StackedMlp, clip_each
 from .terms import Running
 
 
+class Critic(nn.Module):
+    """Values of every agent: one layer that all share, then a network of each agent's own (`StackedMlp`).
+
+    What all agents see together is thousands of numbers, so that nearly all weights and products of a critic are in its first
+    layer. TrafficGamer's code has one for every agent; shared, an update costs a fraction (`bench/finetuning.py`).
+
+    Args:
+        joint: numbers that all agents look at.
+        own: numbers of an agent's own action; 0 for values of states.
+    """
+
+    def __init__(self, agents: int, joint: int, generator: torch.Generator, hidden: int = 128, own: int = 0) -> None:
+        super().__init__()
+        self.shared = nn.Linear(joint, hidden)
+        nn.init.orthogonal_(self.shared.weight, 2**0.5, generator)
+        nn.init.zeros_(self.shared.bias)
+        self.each = StackedMlp(agents, hidden, 1, generator, hidden, own)
+
+    def forward(self, joint: Tensor, own: Tensor | None = None) -> Tensor:
+        """`[agents, n]` of `joint` `[n, numbers]`, or of `[agents, n, numbers]` of which each looks at its own."""
+        h = self.shared(joint)
+        return self.each(relu(layer_norm(h, h.shape[-1:])), own)[..., 0]
+
+    def clip(self, most: float) -> None:
+        """Scales the gradients of each agent's network, and of what all share, to a norm of `most` if it is larger."""
+        clip_each(self.each.parameters(), most)
+        nn.utils.clip_grad_norm_(self.shared.parameters(), most)
+
+
 class ScaledCritic(nn.Module):
-    """Values of every agent. What targets lie around is learnt apart from how they differ (PopArt, van Hasselt et al. 2016).
+    """Values of states. What targets lie around is learnt apart from how they differ (PopArt, van Hasselt et al. 2016).
 
     Args:
         joint: numbers that all agents look at.
@@ -18,19 +48,19 @@ class ScaledCritic(nn.Module):
 
     def __init__(self, agents: int, joint: int, generator: torch.Generator, hidden: int = 128) -> None:
         super().__init__()
-        self.network = StackedMlp(agents, joint, 1, generator, hidden)
+        self.network = Critic(agents, joint, generator, hidden)
         self.targets = Running(agents)
 
     def forward(self, joint: Tensor) -> Tensor:
-        """`[agents, n]` in the targets' unit, of `joint` as `StackedLinear` takes it."""
-        return self.network(joint)[..., 0] * self.targets.spread[:, None] + self.targets.mean[:, None]
+        """`[agents, n]` in the targets' unit, of `joint` as `Critic` takes it."""
+        return self.network(joint) * self.targets.spread[:, None] + self.targets.mean[:, None]
 
     @torch.no_grad()
     def hear(self, target: Tensor) -> None:
         """Takes the measure of targets `[agents, n]`; what the critic says stays what it was."""
         spread, mean = self.targets.spread, self.targets.mean.clone()
         self.targets.hear(target.T)
-        now, last = self.targets.spread, self.network.last
+        now, last = self.targets.spread, self.network.each.last
         last.weight.mul_((spread / now)[:, None, None])
         last.bias.mul_((spread / now)[:, None, None]).add_(((mean - self.targets.mean) / now)[:, None, None])
 
