@@ -1,4 +1,4 @@
-"""`throng scenes …`: look at driving scenes, and make them with SUMO."""
+"""`throng scenes …`: look at driving scenes, make them with SUMO, and write them in other formats."""
 
 from __future__ import annotations
 
@@ -80,6 +80,31 @@ def show(
     console.print(str(found), highlight=False, markup=False, soft_wrap=True)
     for suffix in ("png", "html"):
         console.print(f"{out / found.stem}.{suffix}", highlight=False, soft_wrap=True)
+
+
+@scenes_app.command("export")
+def export_scenes(
+    file: Annotated[Path, typer.Argument(help="A file with scenes, recorded or generated.")],
+    to: Annotated[str, typer.Option(help="scenarionet, scenarionet-json, openscenario, or fcd.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    scene: Annotated[int | None, typer.Option(min=0, help="Which scene of the file [default: all of them].")] = None,
+) -> None:
+    """Write scenes as ScenarioNet's dictionaries (npz or JSON), OpenSCENARIO XML, or SUMO's floating-car data."""
+    from ..scenarios.driving.export import export, require_format
+    from ..scenarios.driving.files import read_scenes, scene_files
+
+    require_format(to)
+    path = scene_files([file])[0]
+    stems: set[str] = set()
+    for number, found in enumerate(read_scenes(path)):
+        if scene is not None and number != scene:
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        stem = found.stem if found.stem not in stems else f"{found.stem}-{number}"
+        stems.add(stem)
+        console.print(str(export(found, to, out, stem)), highlight=False, markup=False, soft_wrap=True)
+    if not stems:
+        raise InputError(f"{path}: has no scene {scene}; they are counted from 0")
 
 
 @scenes_app.command("from-sumo")

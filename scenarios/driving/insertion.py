@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +38,23 @@ def with_newcomers(scene: Scene, newcomers: tuple[Newcomer, ...]) -> Scene:
     for number, one in enumerate(newcomers, 1):
         scene = _with(scene, one, f"{NEW}{number}")
     return scene
+
+
+def with_goals(scene: Scene, goals: Mapping[str, tuple[float, float]]) -> Scene:
+    """The scene with other goals for some agents.
+
+    Args:
+        goals: by the agents' ids: x and y in the recording's coordinates, metres.
+
+    Raises:
+        InputError: naming the agent that is not there.
+    """
+    own = scene.goals.copy()
+    for name, goal in goals.items():
+        if name not in scene.ids:
+            raise InputError(f"scene {scene.name!r} has no agent {name!r}; it has {', '.join(scene.ids[:5])}, …")
+        own[scene.ids.index(name)] = np.asarray(goal) - scene.origin
+    return replace(scene, goals=own)
 
 
 def _with(scene: Scene, new: Newcomer, name: str) -> Scene:

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,3 +229,31 @@ def test_a_bad_file_does_not_end_the_list_and_pictures_are_drawn(
     code, _, wrong = throng("from-sumo", "--out", "scenes", "--fcd", "fcd.xml")
     assert code == 2
     assert "--fcd FILE --net FILE" in wrong
+
+
+def test_scenes_are_exported_by_name(
+    cut: tuple[list[Scene], ET.Element, ET.Element],
+    tmp_path: Path,
+    throng_here: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scene = cut[0][0]
+    save_scene(scene, tmp_path / f"one{SUFFIX}")
+    out = tmp_path / "out"
+
+    def throng(*words: str) -> tuple[int, str, str]:
+        return throng_here("scenes", "export", str(tmp_path / f"one{SUFFIX}"), *words), *capsys.readouterr()
+
+    for to, suffix in (("scenarionet", ".sd.npz"), ("openscenario", ".xosc"), ("fcd", ".fcd.xml")):
+        code, told, wrong = throng("--to", to, "--out", str(out))
+        assert code == 0, wrong
+        assert told.strip() == str(out / f"{scene.stem}{suffix}")
+    (found,) = read_scenes(out / f"{scene.stem}.sd.npz")
+    assert found.ids == scene.ids
+    assert found.line_ids == scene.line_ids
+    np.testing.assert_array_equal(found.lights, scene.lights)
+    assert len(list(out.iterdir())) == 3, "nothing is left half written"
+    code, _, wrong = throng("--to", "kml", "--out", str(out))
+    assert code == 2 and "no format 'kml'" in wrong
+    code, _, wrong = throng("--to", "fcd", "--out", str(out), "--scene", "1")
+    assert code == 2 and "has no scene 1" in wrong
