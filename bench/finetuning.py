@@ -109,16 +109,14 @@ def _agents(model: WorldModel, scene: Scene, rollouts: int, quick: bool) -> Resu
         return play_and_learn
 
     ways = {agents: episode(agents) for agents in (4, 10)}
-    costs = in_turns(
-        2 if quick else 5, {str(agents): lambda way=way: here(way) for agents, way in ways.items()}
-    )
+    costs = in_turns(2 if quick else 5, {str(agents): lambda way=way: here(way) for agents, way in ways.items()})
     seconds = {agents: min(one.cpu for one in own) for agents, own in costs.items()}
     detail = f"{rollouts} rollouts: {seconds['10']:.2f} against {seconds['4']:.2f} CPU s"
     return Result("fine-tuning, an episode: 10 agents / 4", ratio(costs["10"], costs["4"]), 3.0, "lower", detail)
 
 
 def _updates(played: Played, game: ImaginedGame, quick: bool) -> Result:
-    """Of PPO on the same rollouts: agents in one stack, whose critics share a layer, or each by itself, as in the public code."""
+    """Of PPO on the same rollouts: agents in one stack, whose critics share a layer, or each by itself (the public code)."""
     head, settings = ALGORITHMS["mappo"].head(), MappoSettings()
     stack = Mappo(game.agents, game.numbers, head, settings, 0)
     joint = game.agents * game.numbers

@@ -1,11 +1,12 @@
-"""MASDiff's third question: does the search scale with the number of vehicles? (its Tables 1 and 2)
+r"""MASDiff's third question: does the search scale with the number of vehicles? (its Tables 1 and 2)
 
     python bench/growth.py --truths 0 1 2 --seeds 0 1        the paper's three sizes, and denser traffic
 
 For times, on a quiet machine and with all its processors (errors above were measured with one, beside other runs):
 
     throng compare --methods masdiff,cgan,ldm-imit --truths 0 --seeds 0 --out runs/times/1557-30 --name first
-    python bench/growth.py --truths 0 --seeds 0 --first runs/times/1557-30/first.json --runs runs/times --name growth-times
+    python bench/growth.py --truths 0 --seeds 0 --cases 2758 4423 --first runs/times/1557-30/first.json --runs runs/times \
+      --name growth-times
 
 The paper's larger cases last longer (30, 60, 90 minutes), so that traffic gets no denser; here the town is also filled up
 within the same 30 minutes. Every search is an ordinary run of `throng compare` below --runs; finished ones are not repeated.

@@ -2,8 +2,8 @@
 
     python bench/rllib_check.py --seeds 0 1 2 3 4 --episodes 100
 
-Prints the mean return of a car, evaluated on 256 games that are the same for all, with its standard deviation over seeds. How
-the two differ: `workers/rllib_ppo.py`. Learning rates are ten times TrafficGamer's, so that a hundred episodes show something.
+Prints the mean return of a car, evaluated on 256 games that are the same for all, with its standard deviation over seeds.
+`workers/rllib_ppo.py` says how the two differ. Learning rates are ten times TrafficGamer's: a hundred episodes are to do.
 """
 
 from __future__ import annotations

@@ -49,10 +49,10 @@ def run(
 ) -> None:
     """Learn reward models and routing policies that reproduce an observed traffic series.
 
-    A configuration with `system:` (mappo, masac, trafficgamer, cce-masac) fine-tunes drivers of a recorded scene instead.
-    The same command again goes on where it stopped; no finished simulation is repeated. Files in the run's folder:
-    `report.html`, `rewards.parquet` (every vehicle's reward model and route), `evaluation.json`, `ledger/` (every
-    individual), TensorBoard events.
+    A configuration with `system:` (mappo, masac, trafficgamer, cce-masac, rllib-ppo) fine-tunes drivers of a recorded
+    scene instead. The same command again goes on where it stopped; no finished simulation is repeated. Files in the
+    run's folder: `report.html`, `rewards.parquet` (every vehicle's reward model and route), `evaluation.json`,
+    `ledger/` (every individual), TensorBoard events.
     """
     from .config import load_config, settings_of
     from .experiment import run as run_experiment
@@ -99,10 +99,10 @@ def evaluate(
     from .workbench import workbench
 
     store = RunStore.open(run)
+    config = store.config()
     solution = store.directory / "solution.safetensors"
     if not solution.exists():
         raise InputError(f"{run}: the run is not finished; go on with the same `throng run` command first")
-    config = store.config()
     with Progress(console) as progress, workbench(config, store, progress) as bench:
         model = bench.case.problem.preference_model()
         progress.phase("floors and nulls")

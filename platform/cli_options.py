@@ -36,3 +36,7 @@ Net = Annotated[Path | None, typer.Option(help="An edited network (.net.xml); ro
 
 Seeds = Annotated[str, typer.Option(help="Search seeds, separated by commas.")]
 Truths = Annotated[str, typer.Option(help="Hidden truths of a synthetic case, separated by commas.")]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=A,B,…", help="Of a fine-tuning: a setting and its values; twice, for a grid of two."),
+]

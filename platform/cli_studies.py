@@ -24,6 +24,7 @@ from .cli_options import (
     Seeds,
     Speed,
     Truths,
+    Vary,
     console,
 )
 
@@ -47,9 +48,11 @@ def whatif(
     where it stopped. Files in RUN/whatif/NAME: `report.html`, `whatif.json`, `roads.parquet`, `moved.parquet`.
     """
     from ..scenarios.edits import Edits
+    from .store import RunStore
     from .whatif import what_if
 
     _require_file_name(name)
+    RunStore.open(run).config()  # refuses a fine-tuning
     edits = Edits.parse(
         ban_turn or (), ban_left_onto or (), one_way or (), close or (), speed or (), demand_scale, net
     )  # fmt: skip
@@ -68,10 +71,17 @@ def whatif(
 def compare(
     config: ConfigPath = None,
     methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas; `--methods list` names them all.")
-    ] = "masdiff,random,cma",
+        str | None,
+        typer.Option(
+            help="Methods, separated by commas; `--methods list` names them all [default: masdiff,random,cma; of a "
+            "fine-tuning its own system and, without --vary, its baseline]."
+        ),
+    ] = None,
     seeds: Seeds = "0,1,2",
-    truths: Truths = "0",
+    truths: Annotated[
+        str | None, typer.Option(help="Hidden truths of a synthetic case, separated by commas [default: 0].")
+    ] = None,
+    vary: Vary = None,
     overrides: Overrides = None,
     name: Annotated[str, typer.Option(help="Of the table and the picture in the folder.")] = "compare",
     out: Annotated[Path | None, typer.Option(help="Folder [default: runs/CASE-compare].")] = None,
@@ -79,19 +89,30 @@ def compare(
     """Run several methods on one case at equal budget: a table over seeds, and error against simulations used.
 
     Each is an ordinary run below the folder. The same command again does what is missing; finished runs are not repeated.
-    Floors and nulls (prior draws, shortest and fastest path) are in every table.
+    Floors and nulls (prior draws, shortest and fastest path) are in every table. A case with `system:` compares fine-tuners
+    (CCE-gaps, spacings, speeds, likeness to the record), or what settings do: `--vary terms.distance_limit=3,7,11
+    --vary algorithm.confidence=0,0.5,0.9`.
     """
     from .compare import HEADINGS, cells, explained, summarise, write
     from .compare import compare as compare_methods
-    from .config import load_config
+    from .config import load_config, settings_of
+    from .finetuning_compare import ABOUT
     from .methods import METHODS
     from .methods import chosen as methods_named
 
     if methods == "list":
-        for method in METHODS.values():
-            console.print(f"{method.name:16} {method.about}", highlight=False)
+        for known, about in ({method.name: method.about for method in METHODS.values()} | ABOUT).items():
+            console.print(f"{known:16} {about}", highlight=False)
         return
     _require_file_name(name)
+    if "system" in settings_of(config, overrides, {}):
+        if truths is not None:
+            raise InputError("--truths: a fine-tuning has no hidden truth; use --seeds")
+        _compare_fine_tuners(config, methods, _numbers("--seeds", seeds), vary or [], overrides or [], name, out)
+        return
+    if vary:
+        raise InputError("--vary: the case is no fine-tuning (it has no `system:`); use --set, or `throng sweep`")
+    methods, truths = methods or "masdiff,random,cma", truths or "0"
     chosen = methods_named(methods.split(","))
     folder = out if out is not None else Path("runs") / f"{load_config(config, overrides).name}-compare"
     given = (_numbers("--truths", truths), _numbers("--seeds", seeds))
@@ -108,6 +129,38 @@ def compare(
     console.print(table)
     console.print(explained(scores), style="dim", highlight=False)
     console.print(f"table: {path}\ncurves: {path.with_suffix('.png')}", highlight=False, soft_wrap=True)
+
+
+def _compare_fine_tuners(
+    config: Path | None, methods: str | None, seeds: list[int], vary: list[str], overrides: list[str], name: str,
+    out: Path | None,
+) -> None:  # fmt: skip
+    from .config import settings_of
+    from .finetuning_compare import EXPLAINED, axes_of, cells, chosen, headings, planned, told, write
+    from .finetuning_compare import compare as compare_fine_tuners
+    from .finetuning_scores import summarise
+
+    data = settings_of(config, overrides, {})
+    axes, own = axes_of(vary), str(data["system"])
+    runs = planned(config, overrides, [own] if vary and methods is None else chosen(methods, own), axes, seeds)
+    folder = out if out is not None else Path("runs") / f"{runs[0].config.name}-compare"
+    scores = compare_fine_tuners(runs, folder, console)
+    options = [f"--methods {methods}"] if methods is not None else []
+    options += [f"--vary {one}" for one in vary]
+    options += [f"--seeds {','.join(map(str, seeds))}", *(f"--set {setting}" for setting in overrides)]
+    path = write(folder, name, " ".join(["throng compare", str(config or ""), *options]), scores, axes)
+    rows = summarise(scores)
+    for number, titles in enumerate(headings(axes)):
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        for i, heading in enumerate(titles):
+            table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*cells(row, axes)[number])
+        console.print(table)
+    for line in told(scores, rows, axes):
+        console.print(line, highlight=False)
+    console.print(EXPLAINED, style="dim", highlight=False)
+    console.print(f"table: {path}\npictures: {path.with_suffix('.png')}", highlight=False, soft_wrap=True)
 
 
 def validate(

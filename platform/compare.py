@@ -7,7 +7,7 @@ resumed like any other. Floors and nulls are simulated by the first run of a (tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -201,20 +201,27 @@ def write(out: Path, name: str, command: str, scores: list[Score], rows: list[di
 
 
 def write_result(
-    out: Path, name: str, command: str, text: str, table: Sequence[Sequence[str]], figure: Figure, data: dict[str, Any]
-) -> Path:
-    """Writes a study's outcome as NAME.json, NAME.md and NAME.png to `out`; `table` begins with its headings."""
+    out: Path, name: str, command: str, text: str, table: Sequence[Sequence[str]], figure: Figure, data: dict[str, Any],
+    more: Mapping[str, Figure] | None = None,
+) -> Path:  # fmt: skip
+    """Writes a study's outcome as NAME.json, NAME.md and NAME.png to `out`; `table` begins with its headings.
+
+    Args:
+        more: further pictures, NAME-KEY.png.
+    """
+    figures = {name: figure, **{f"{name}-{key}": one for key, one in (more or {}).items()}}
     head, *body = (f"| {' | '.join(row)} |" for row in table)
     parts = [
         f"### {name}",
         f"`{command}`",
         text,
         "\n".join([head, "|" + "---|" * len(table[0]), *body]),
-        f"![{name}]({name}.png)",
+        *(f"![{one}]({one}.png)" for one in figures),
     ]
     RunStore(out).write_json(f"{name}.json", data)
     write_atomic(out / f"{name}.md", lambda path: path.write_text("\n\n".join(parts) + "\n"))
-    write_atomic(out / f"{name}.png", lambda path: figure.savefig(path, format="png"))
+    for one, drawn in figures.items():
+        write_atomic(out / f"{one}.png", lambda path, drawn=drawn: drawn.savefig(path, format="png"))  # type: ignore[misc]
     return out / f"{name}.md"
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 from typing import cast as cast_to
@@ -25,14 +26,14 @@ from ..policies.driving.model_file import MODEL, load_model
 from ..policies.driving.tokens import STRIDE, tokens_of
 from ..policies.driving.world_model import WorldModel
 from ..scenarios.driving.files import read_scenes
-from ..scenarios.driving.insertion import drivers, with_newcomers
+from ..scenarios.driving.insertion import drivers, with_goals, with_newcomers
 from ..scenarios.driving.scene import Scene
 from ..scenarios.errors import InputError
 from ..workers.fleet import Failure, Fleet, FleetError, Rules
 from ..workers.games import Arrays, GameSpec, GameWorker, actor_of
 from ..workers.member import Question
 from ..workers.placement import rollout_options, rollouts_on
-from .finetuning_config import FineTuningConfig, SumoSceneConfig
+from .finetuning_config import RLLIB, EvaluationConfig, FineTuningConfig, SumoSceneConfig
 from .progress import Progress
 from .scenes import Wanted, scenes_from_sumo
 from .seeds import child_seed
@@ -45,8 +46,14 @@ RESTRICTED = 16  # games on which each mode is tried
 CHUNK = 8  # generated futures of one call
 
 
-def run(config: FineTuningConfig, directory: Path, resume: bool, console: Console) -> RunStore:
+def run(
+    config: FineTuningConfig, directory: Path, resume: bool, console: Console,
+    heard: Callable[[dict[str, float]], None] | None = None,
+) -> RunStore:  # fmt: skip
     """Trains to the end (or on from where it stopped) and evaluates; returns the store, closed.
+
+    Args:
+        heard: called with each block that is committed: `episodes` so far, and the mean `return` of the block's.
 
     Raises:
         InputError: bad inputs or a directory in use, before any rollout.
@@ -61,11 +68,19 @@ def run(config: FineTuningConfig, directory: Path, resume: bool, console: Consol
         try:
             spec = GameSpec(
                 model or _world_model(config, progress), scene, chosen, config.terms.terms(), config.scene.horizon,
-                config.scene.most, config.system, settings, child_seed(config.seed, "learner"),
+                config.scene.most, config.actors, settings, child_seed(config.seed, "learner"),
             )  # fmt: skip
-            with recorded(store, progress), crew(config, spec, progress) as workers:
-                state = _trained(config, store, workers, progress)
-                _evaluated(config, spec, store, workers, state, progress)
+            with recorded(store, progress):
+                state: Arrays | None = None
+                if config.system == RLLIB:
+                    from .rllib_run import rllib_crew  # importing RLlib takes seconds
+
+                    with rllib_crew(config, spec, store.manifest().get("episodes", 0)) as players:
+                        state = _trained(config, store, players, progress, heard)
+                with crew(config, spec, progress) as workers:
+                    if state is None:
+                        state = _trained(config, store, workers, progress, heard)
+                    _evaluated(config, replace(spec, algorithm=config.system), store, workers, state, progress)
         finally:
             store.close()
     return store
@@ -80,11 +95,21 @@ def cast(config: FineTuningConfig, progress: Progress) -> tuple[Scene, tuple[int
     given = config.scene
     scene = _scene(given.file, given.name) if given.file else _sumo_scene(given.sumo or SumoSceneConfig(), progress)
     scene = with_newcomers(scene, tuple(one.newcomer() for one in given.insert))
+    scene = with_goals(scene, given.goals)
     chosen = drivers(scene, given.agents, given.drive)
+    idle = [name for name in given.goals if scene.ids.index(name) not in chosen]
+    if idle:
+        raise InputError(f"scene.goals: {idle[0]!r} is not driven; name it in scene.drive, too")
     left = (scene.steps - scene.history) // STRIDE
     if left < (given.horizon or 1):
         raise InputError(f"scene {scene.name!r} has {left} half seconds left, not {given.horizon or 1} (scene.horizon)")
     return scene, tuple(chosen.tolist())
+
+
+def prepare(config: FineTuningConfig, progress: Progress) -> None:
+    """Trains the world model that is to be trained first: once, before several runs want it at the same time."""
+    if _to_train(config):
+        _world_model(config, progress)
 
 
 def _to_train(config: FineTuningConfig) -> bool:
@@ -228,10 +253,13 @@ def crew(config: FineTuningConfig, spec: GameSpec, progress: Progress) -> Iterat
                 workers.close()
 
 
-def _trained(config: FineTuningConfig, store: RunStore, workers: Crew, progress: Progress) -> Arrays:
+def _trained(
+    config: FineTuningConfig, store: RunStore, workers: Crew, progress: Progress,
+    heard: Callable[[dict[str, float]], None] | None,
+) -> Arrays:  # fmt: skip
     """What the learner knows after all episodes."""
     facts = store.manifest()
-    done, block = facts.get("episodes", 0), facts["generation"]
+    done, block, curve = facts.get("episodes", 0), facts["generation"], facts.get("gap_curve", [])
     ((_, state),) = workers.each("first", [()])
     if done:
         state = {name: one.numpy() for name, one in store.checkpoint().items()}
@@ -264,13 +292,53 @@ def _trained(config: FineTuningConfig, store: RunStore, workers: Crew, progress:
             f"episode {episode + 1} of {training.episodes} · return {told['return'].mean():.2f} · "
             f"cost {told['cost'].mean():.2f}",
         )
-        if (episode + 1) % BLOCK == 0 or episode + 1 == training.episodes:
+        looked = episode + 1 < training.episodes and _due(config.evaluation, episode + 1)
+        if looked:
+            gaps = _gaps(config, workers, actor_of(state), None, agents, progress, f"gap at episode {episode + 1}")
+            curve.append({"episode": episode + 1, "gap": float(np.mean(gaps["gap"]))})
+            progress.phase("training", share=(episode + 1) / training.episodes)
+        if looked or (episode + 1) % BLOCK == 0 or episode + 1 == training.episodes:
             tensors = {name: torch.from_numpy(np.array(one)) for name, one in state.items()}
             block += 1
-            store.commit(block, rows, {}, tensors, {"episodes": episode + 1})
+            store.commit(block, rows, {}, tensors, {"episodes": episode + 1, "gap_curve": curve})
+            if heard is not None:
+                heard({"episodes": episode + 1, "return": float(np.mean([row["return"] for row in rows]))})
             rows = []
     writer.close()
     return state
+
+
+def _asked(workers: Crew, method: str, calls: Sequence[tuple[Any, ...]], progress: Progress, about: str) -> list[Any]:
+    """Results in the order of the calls."""
+    progress.phase(about)
+    found: dict[int, Any] = {}
+    for number, one in workers.each(method, calls):
+        found[number] = one
+        progress.advance(len(found) / len(calls), f"{len(found)} of {len(calls)}")
+    return [found[number] for number in range(len(calls))]
+
+
+def _due(given: EvaluationConfig, episodes: int) -> bool:
+    """Whether gaps are measured after so many episodes, while training goes on."""
+    return given.every > 0 and given.iterations > 0 and episodes % given.every == 0
+
+
+def _response_seed(config: FineTuningConfig) -> int:
+    return child_seed(config.seed, "respond")
+
+
+def _gaps(
+    config: FineTuningConfig, workers: Crew, actor: Arrays, prices: Any, agents: int, progress: Progress, about: str
+) -> dict[str, list[float]]:
+    """Of each driver: the value of its policy and of its best response, and the gap between them."""
+    seed = _response_seed(config)
+    calls = [(actor, agent, config.evaluation.budget(), seed, prices) for agent in range(agents)]
+    found = _asked(workers, "respond", calls, progress, about)
+    return {
+        "own": [own for own, _ in found],
+        "best": [best for _, best in found],
+        "gap": [max(best - own, 0.0) for own, best in found],
+    }
 
 
 def _evaluated(
@@ -281,40 +349,23 @@ def _evaluated(
 
     given, actor = config.evaluation, actor_of(state)
     agents = len(spec.drivers)
-
-    def asked(method: str, calls: list[tuple[Any, ...]], about: str) -> list[Any]:
-        """Results in the order of the calls."""
-        progress.phase(about)
-        found: dict[int, Any] = {}
-        for number, one in workers.each(method, calls):
-            found[number] = one
-            progress.advance(len(found) / len(calls), f"{len(found)} of {len(calls)}")
-        return [found[number] for number in range(len(calls))]
-
     sizes = [min(CHUNK, given.futures - first) for first in range(0, given.futures, CHUNK)]
     calls = [(actor, child_seed(config.seed, "drive", part), size) for part, size in enumerate(sizes)]
-    futures = asked("drive", calls, "driving")
+    futures = _asked(workers, "drive", calls, progress, "driving")
     result: dict[str, Any] = {"drivers": [spec.scene.ids[agent] for agent in spec.drivers], "futures": given.futures}
     result |= fidelity(spec, futures)
-    seed = child_seed(config.seed, "respond")
     values = {"reward": None, "reward less cost": state.get("multiplier.value")}
     for name, prices in values.items() if given.iterations else ():
         if name != "reward" and (prices is None or not np.any(prices)):
             continue
-        responses = asked(
-            "respond",
-            [(actor, agent, given.budget(), seed, prices) for agent in range(agents)],
-            f"best responses, {name}",
-        )
-        modes = asked(
-            "restrict", [(actor, agent, RESTRICTED, seed, prices) for agent in range(agents)], f"modes, {name}"
-        )
-        result.setdefault("gaps", {})[name] = {
-            "own": [own for own, _ in responses],
-            "best": [best for _, best in responses],
-            "gap": [max(best - own, 0.0) for own, best in responses],
-            "restricted": [max(best - own, 0.0) for own, best in modes],
-        }
+        gaps = _gaps(config, workers, actor, prices, agents, progress, f"best responses, {name}")
+        tries = [(actor, agent, RESTRICTED, _response_seed(config), prices) for agent in range(agents)]
+        modes = _asked(workers, "restrict", tries, progress, f"modes, {name}")
+        restricted = [max(best - own, 0.0) for own, best in modes]
+        result.setdefault("gaps", {})[name] = gaps | {"restricted": restricted}
+    if (curve := store.manifest()["gap_curve"]) and "gaps" in result:
+        last = {"episode": config.training.episodes, "gap": float(np.mean(result["gaps"]["reward"]["gap"]))}
+        result["gap_curve"] = [*curve, last]
     store.write_json("evaluation.json", result)
     progress.phase("drawing")
     write_report(config, spec, store, futures, result)

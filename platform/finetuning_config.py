@@ -14,7 +14,8 @@ from ..policies.marl.exploitability import ResponseBudget
 from ..scenarios.driving.insertion import Newcomer
 from .config import RunConfig, Settings, WorkersConfig
 
-System = Literal["mappo", "trafficgamer", "masac", "cce-masac"]
+System = Literal["mappo", "trafficgamer", "masac", "cce-masac", "rllib-ppo"]
+RLLIB = "rllib-ppo"  # RLlib's PPO with MAPPO's actors and settings, see `rllib_run`
 
 
 class NewcomerConfig(Settings):
@@ -53,7 +54,10 @@ class SceneConfig(Settings):
         5, ge=1, le=32, description="that are driven: those of `drive`, of `insert`, then who is nearest"
     )
     drive: tuple[str, ...] = Field((), description="ids of agents that are driven for certain")
-    insert: tuple[NewcomerConfig, ...] = Field((), description="vehicles that were not there")
+    insert: tuple[NewcomerConfig, ...] = Field((), description="vehicles that were not there: new-1, new-2, …")
+    goals: dict[str, tuple[float, float]] = Field(
+        {}, description="where drivers want to be, by id: x, y as in the recording, metres; by default where they ended"
+    )
     most: int = Field(32, ge=2, description="agents that are there at all, those nearest to who is driven")
     horizon: int | None = Field(None, ge=1, description="half seconds; by default to the record's end, at most 12")
 
@@ -96,6 +100,10 @@ class EvaluationConfig(Settings):
     """What the result is measured with."""
 
     futures: int = Field(64, ge=2, description="generated scenes, for speeds, spacings and crashes")
+    pictures: int = Field(3, ge=0, le=3, description="of these that are drawn: a picture and an animation each")
+    every: int = Field(
+        0, ge=0, description="episodes between gaps that are measured while training goes on; 0: at the end"
+    )
     iterations: int = Field(40, ge=0, description="of PPO for each agent's best response; 0: gaps are not measured")
     rollouts: int = Field(32, ge=1, description="of each iteration")
     evaluated: int = Field(256, ge=2, description="games on which both policies are compared")
@@ -131,9 +139,16 @@ class FineTuningConfig(RunConfig):
     evaluation: EvaluationConfig = EvaluationConfig()
     workers: WorkersConfig = WorkersConfig()
 
+    @property
+    def actors(self) -> str:
+        """The key of `ALGORITHMS` whose actors and settings the system has."""
+        return "mappo" if self.system == RLLIB else self.system
+
     @model_validator(mode="after")
     def _known_settings(self) -> FineTuningConfig:
-        known = [one.name for one in fields(ALGORITHMS[self.system].settings)]
+        if self.system == RLLIB and self.evaluation.every:
+            raise ValueError(f"evaluation.every: of {RLLIB} gaps are measured at the end; leave it out")
+        known = [one.name for one in fields(ALGORITHMS[self.actors].settings)]
         unknown = [name for name in self.algorithm if name not in known]
         if unknown:
             raise ValueError(f"algorithm.{unknown[0]}: {self.system} has no such setting; it has {', '.join(known)}")
@@ -143,7 +158,7 @@ class FineTuningConfig(RunConfig):
     def settings(self) -> Any:
         """Of the algorithm."""
         try:
-            return TypeAdapter(ALGORITHMS[self.system].settings).validate_python(self.algorithm)
+            return TypeAdapter(ALGORITHMS[self.actors].settings).validate_python(self.algorithm)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])

@@ -30,7 +30,7 @@ from ..workers.games import Arrays, GameSpec
 from .finetuning_config import FineTuningConfig
 from .store import RunStore
 
-SHOWN = 3  # generated scenes that are drawn and written
+SHOWN = 3  # generated scenes that are written
 Array = NDArray[np.float64]
 
 
@@ -204,6 +204,8 @@ def write_report(
         scene = generated(spec, futures[0], number)
         # `save_scene` names files by what it is given, and makes them appear complete.
         save_scene(scene, store.directory / "scenes" / f"future-{number}.scene.npz")
+        if number >= config.evaluation.pictures:
+            continue
         _write_picture(store, f"future-{number}", scene, scene.history - 1, overlay)
         page = animation(scene, overlay)
         store.write(f"figures/future-{number}.html", lambda path, page=page: path.write_text(page))  # type: ignore[misc]

@@ -28,7 +28,7 @@ class Choice(Protocol):
         """A point for a trial of this number; None: there are no more."""
 
     def tell(self, point: Point, error: float) -> None:
-        """What a point came to, asked for or not; infinite: it failed."""
+        """What a point came to, asked for or not; infinite: it failed, or was stopped before that was known."""
 
 
 def choice(spec: Spec, known: int) -> Choice:

@@ -25,10 +25,11 @@ def sweep(
     """Search the settings of whole experiments with Ray Tune: at random, in a grid, by Optuna, or by evolution.
 
     A trial is an ordinary run below OUT/trials; those that do worse than others at the same budget are stopped early. The
-    same command again goes on where it stopped. Files in OUT: NAME.md (the table), NAME.png (parallel coordinates),
+    same command again goes on where it stopped. Fine-tunings (a case with `system:`) are judged by their CCE-gap, or, where
+    none is measured, by their return. Files in OUT: NAME.md (the table), NAME.png (parallel coordinates),
     NAME.json, best.yaml (for `throng run`).
     """
-    from .results import EXPLAINED, cells, headings, ranked, write
+    from .results import cells, explained, headings, ranked, write
     from .spec import load_spec
     from .sweep import save_best
     from .sweep import sweep as run_sweep
@@ -42,12 +43,12 @@ def sweep(
     path = write(plan, f"throng sweep {spec}{sets}")
     best = save_best(plan)
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for i, heading in enumerate(headings(given)):
-        table.add_column(heading, justify="left" if i == 4 else "right", overflow="fold")
+    for heading in headings(given):
+        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for i, trial in enumerate(ranked(plan)[:BEST]):
         table.add_row(*cells(trial, given), style="" if i else "bold")
     console.print(table)
-    console.print(EXPLAINED, style="dim", highlight=False)
+    console.print(explained(given), style="dim", highlight=False)
     console.print(
         f"table: {path}\npicture: {path.with_suffix('.png')}\nbest: throng run {best}", highlight=False, soft_wrap=True
     )

@@ -1,4 +1,7 @@
-"""What a sweep searches: a YAML file, checked against the configuration it varies before anything runs."""
+"""What a sweep searches: a YAML file, checked against the configuration it varies before anything runs.
+
+A case, or `set`, that names a `system` makes it a sweep of fine-tunings, else it is one of searches of MASDiff.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ import numpy as np
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator, model_validator
 
-from ..platform.config import Config, Settings, explain, load_config, read_yaml
+from ..platform.config import Config, Settings, explain, load_config, read_yaml, settings_of, validated
+from ..platform.finetuning_config import FineTuningConfig
 from ..scenarios.errors import InputError
+from .experiments import objective
 
 Value = bool | int | float | str | None | list[Any]
 Point = dict[str, Value]  # a value for each key
@@ -94,12 +99,21 @@ class Spec(Settings):
             raise ValueError(f"{empty[0]}: the list is empty")
         return self
 
-    def config(self, point: Point, more: tuple[str, ...] = ()) -> Config:
+    @property
+    def fine_tunes(self) -> bool:
+        return "system" in self.space or "system" in settings_of(self.case, list(self.sets), {})
+
+    def config(self, point: Point, more: tuple[str, ...] = ()) -> Config | FineTuningConfig:
         """The configuration of a trial.
 
         Hidden drivers of a synthetic case route and learn as before anything varied: else every trial would have a truth of
         its own, and errors could not be compared.
         """
+        if self.fine_tunes:
+            if self.profile != "fast":
+                raise InputError(f"profile: {self.profile} is one of MASDiff; a fine-tuning has none")
+            varied = [f"{key}={_flow(value)}" for key, value in point.items()]
+            return validated(FineTuningConfig, settings_of(self.case, [*self.sets, *varied, *more], {}), self.case)
         base = load_config(self.case, list(self.sets), self.profile)
         truth = {
             f"target.{name}": getattr(base, name).model_dump(mode="json")
@@ -141,9 +155,13 @@ def load_spec(path: Path, overrides: list[str] | None = None) -> Spec:
     spec = spec.model_copy(update={"sets": (*spec.sets, *(overrides or []))})
     for point in spec.corners():
         try:
-            spec.config(point)
+            judged = objective(spec.config(point))
         except InputError as error:
             raise InputError(f"{path}: space: {error}") from error
+        if judged != objective(spec.config(spec.corners()[0])):
+            raise InputError(
+                f"{path}: space: evaluation.iterations: 0 measures no gaps, so trials could not be compared"
+            )
     return spec
 
 

@@ -33,12 +33,14 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from ..cluster.session import cpus, session
-from ..platform.experiment import run
+from ..platform.finetuning import prepare
+from ..platform.finetuning_config import FineTuningConfig
 from ..platform.progress import Progress
 from ..platform.store import RunStore, write_atomic
 from ..scenarios.errors import InputError
 from ..workers.placement import cpus_for
 from .choice import Choice, choice
+from .experiments import budget, perform
 from .spec import Point, Spec
 
 FIRST_LOOK = 1 / 8  # share of the budget after which a trial may be stopped
@@ -56,10 +58,11 @@ class Trial:
     number: int
     point: Point
     state: State = "begun"
-    error: float = math.inf  # on fresh seeds; of one that was stopped: estimated when it was
+    error: float = math.inf  # what it is judged by; of one that was stopped: estimated when it was, if it could be
     sd: float | None = None
     simulations: float = 0.0
     failure: str = ""
+    estimate: float = math.inf  # what it could be stopped by, when it was last heard of
 
     @property
     def name(self) -> str:
@@ -122,7 +125,7 @@ class _Chosen(Searcher):
     """Tune's view of a plan: trials that had begun, then new ones."""
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
-        super().__init__(metric="error", mode="min")
+        super().__init__(metric="estimate", mode="min")
         self._plan = plan
         self._progress = progress
         ended = plan.of("finished", "stopped", "failed")
@@ -133,12 +136,25 @@ class _Chosen(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         plan = self._plan
-        trial = self._waiting.pop(0) if self._waiting else self._new()
-        if trial is None:
-            return Searcher.FINISHED
-        plan.record(trial)
-        plan.under_way[trial_id] = trial
-        return {"folder": str(plan.directory(trial).resolve()), "point": trial.point}
+        while (trial := self._waiting.pop(0) if self._waiting else self._new()) is not None:
+            plan.record(trial)
+            try:
+                settings = self._settings(trial)
+            except InputError as error:  # each value is right, but they do not go together
+                trial.state, trial.failure = "failed", str(error)
+                plan.record(trial)
+                self._choice.tell(trial.point, trial.error)
+                continue
+            plan.under_way[trial_id] = trial
+            return {"folder": str(plan.directory(trial).resolve()), "settings": settings}
+        return Searcher.FINISHED
+
+    def _settings(self, trial: Trial) -> dict[str, Any]:
+        """All of them: where Tune has the trial run, relative paths would mean something else."""
+        spec = self._plan.spec
+        # Trials fill the machine: each works in its own process, unless the sweep says otherwise.
+        alone = () if spec.config(trial.point).workers.rollouts else ("workers.rollouts=0",)
+        return spec.config(trial.point, alone).model_dump(mode="json")
 
     def _new(self) -> Trial | None:
         plan = self._plan
@@ -180,10 +196,11 @@ class _Chosen(Searcher):
     @staticmethod
     def _hear(trial: Trial, result: dict[str, Any]) -> None:
         trial.error = result.get("error", trial.error)
+        trial.estimate = result.get("estimate", trial.estimate)
         trial.simulations = result.get("simulations", trial.simulations)
         trial.failure = result.get("failure", "")
         if result.get("finished"):
-            trial.state, trial.sd = "finished", result["sd"]
+            trial.state, trial.sd = "finished", result.get("sd")
 
     def _show(self) -> None:
         plan = self._plan
@@ -224,16 +241,20 @@ def sweep(spec: Spec, folder: Path, address: str, console: Console) -> Plan:
     if workers:
         each = DRIVER + max(cpus_for(c.workers.rollouts, c.workers.learners) for c in corners if c.workers.rollouts)
     local = math.ceil(each * (spec.concurrent or max(1, cpus() // max(1, workers))))
+    with Progress(console) as progress:
+        for config in corners:
+            if isinstance(config, FineTuningConfig):
+                prepare(config, progress)
     with session(address, local) as there, Progress(console) as progress:
         concurrent = spec.concurrent or max(1, int(there() // each))
         progress.phase("sweeping")
         searcher = _Chosen(plan, progress)
         resources = {"CPU": 1.0 if workers == 0 else DRIVER}
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, spec=spec), resources),
+            tune.with_resources(_trial, resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=_scheduler(spec, max(config.search.budget for config in corners)),
+                scheduler=_scheduler(spec, max(budget(config) for config in corners)),
                 num_samples=-1,
                 max_concurrent_trials=concurrent,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -259,33 +280,17 @@ def _scheduler(spec: Spec, budget: float) -> TrialScheduler:
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     # Past the budget there is nothing to stop: the longest time is never reached.
     return ASHAScheduler(
-        time_attr="simulations", metric="error", mode="min", grace_period=max(1, round(FIRST_LOOK * budget)),
+        time_attr="simulations", metric="estimate", mode="min", grace_period=max(1, round(FIRST_LOOK * budget)),
         max_t=math.ceil(4 * budget), reduction_factor=KEPT,
     )  # fmt: skip
 
 
-def _trial(given: dict[str, Any], spec: Spec) -> None:
+def _trial(given: dict[str, Any]) -> None:
     """One experiment, in a process of its own; the same folder goes on where it stopped."""
     torch.set_num_threads(1)
     folder = Path(given["folder"])
-    # Trials fill the machine: each simulates in its own process, unless the sweep says otherwise.
-    alone = () if spec.config(given["point"]).workers.rollouts else ("workers.rollouts=0",)
-    config = spec.config(given["point"], alone)
-
-    def heard(row: dict[str, float]) -> None:
-        tune.report({"error": row["best"], "simulations": row["simulations"]})
-
     with (folder / "log.txt").open("a") as log:
-        try:
-            store = run(config, folder / "run", False, Console(file=log, width=120), heard=heard)
-        except InputError as error:  # no second try would help
-            tune.report({"error": math.inf, "simulations": 0.0, "failure": str(error)})
-            return
-    result, evaluation = store.read_json("result.json"), store.read_json("evaluation.json")
-    assert result is not None
-    assert evaluation is not None
-    own = evaluation["rows"][0]
-    tune.report({"error": own["rmse"], "sd": own["rmse_sd"], "simulations": result["spent"], "finished": True})
+        perform(given["settings"], folder / "run", Console(file=log, width=120), tune.report)
 
 
 def save_best(plan: Plan) -> Path:

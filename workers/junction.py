@@ -9,7 +9,7 @@ one call for all, and SUMO is told only where the choice differs from the plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numba
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..policies.policy import JunctionPolicy
 from ..scenarios.demand import Routes
+from ..scenarios.network import RoadNetwork
 from ..scenarios.scenario import Scenario
 from . import libsumo_binding as sumo
 from .entering import entering
@@ -25,19 +26,38 @@ from .sumo_files import Fidelity
 PERIOD = 3  # seconds between looks at a road, unless it can be crossed in less than two such periods
 
 
+class Watch:
+    """Looks for vehicles that enter a road with a choice."""
+
+    def __init__(self, network: RoadNetwork, vehicles: Sequence[str]) -> None:
+        self._vehicle = {name: i for i, name in enumerate(vehicles)}
+        self._roads = network.road_ids
+        watched = np.flatnonzero(network.choice_roads())
+        short = (network.length / network.speed)[watched] < 2 * PERIOD
+        self._short = int(short.sum())
+        self._watched = watched[np.argsort(~short, kind="stable")].astype(np.int32)  # the short ones first
+
+    def start(self, fidelity: Fidelity) -> None:
+        """Forgets the last run, for the simulation that is loaded now."""
+        self._entering = entering([self._roads[road] for road in self._watched], self._vehicle, fidelity)
+        self.second = 0  # looks since then
+
+    def look(self) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
+        """Vehicles and roads of those that are first seen on a watched road this second; None: there are none."""
+        self.second += 1
+        count = self._short if self.second % PERIOD else len(self._watched)
+        entered = self._entering.look(count)
+        return None if entered is None else (entered[0], self._watched[entered[1]])
+
+
 class JunctionControl:
     """Decides for every learnt vehicle at every road with a choice, from the routes it departs with."""
 
     def __init__(self, scenario: Scenario, policy: JunctionPolicy, routes: Routes) -> None:
         self._scenario = scenario
         self._policy = policy
-        network = scenario.network
-        self._vehicle = {name: i for i, name in enumerate(scenario.demand.ids)}
-        self._roads = network.road_ids
-        watched = np.flatnonzero(network.choice_roads())
-        short = (network.length / network.speed)[watched] < 2 * PERIOD
-        self._short = int(short.sum())
-        self._watched = watched[np.argsort(~short, kind="stable")].astype(np.int32)  # the short ones first
+        self._roads = scenario.network.road_ids
+        self._watch = Watch(scenario.network, scenario.demand.ids)
         lengths = np.diff(routes.offsets)
         driven = np.arange(lengths.max(initial=1)) < lengths[:, None]
         self._routes = np.full(driven.shape, -1, np.int32)  # [vehicles, longest] roads of each route, then -1
@@ -47,19 +67,15 @@ class JunctionControl:
         """Forgets the last run, for the simulation that is loaded now."""
         self._plan: NDArray[np.int32] = self._routes.copy()
         self._at = np.zeros(len(self._plan), np.int32)  # column of the plan at which a vehicle was last seen
-        self._entering = entering([self._roads[road] for road in self._watched], self._vehicle, fidelity)
+        self._watch.start(fidelity)
         self._log: list[tuple[int, NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]] = []
-        self._second = 0
 
     def decide(self, queue: Callable[[], NDArray[np.float32]]) -> None:
         """Decides for everybody who was first seen on a watched road this second; `queue()` is that of now, `[roads]`."""
-        self._second += 1
-        count = self._short if self._second % PERIOD else len(self._watched)
-        entered = self._entering.look(count)
+        entered = self._watch.look()
         if entered is None:
             return
-        vehicles, rows = entered
-        roads = self._watched[rows]
+        vehicles, roads = entered
         chosen = self._policy.routes(vehicles, roads, queue())
         flat, offsets = chosen.roads, chosen.offsets
         changed, next_road = _compare(self._plan, self._at, vehicles, roads, flat, offsets)
@@ -71,7 +87,7 @@ class JunctionControl:
                 next_road[i] = -1  # already on the junction: it keeps its plan
             else:
                 self._replace_plan(vehicles[i], way)
-        self._log.append((self._second, vehicles, roads, next_road))
+        self._log.append((self._watch.second, vehicles, roads, next_road))
 
     def _replace_plan(self, vehicle: int, way: NDArray[np.int32]) -> None:
         missing = way.size - self._plan.shape[1]

@@ -62,8 +62,12 @@ def test_a_run_leaves_what_it_says(case: Path, throng_here: Run, capsys: pytest.
     before = made()
     assert (scene.tracks[:7, : before.history] == before.tracks[:, : before.history]).all()
     assert (scene.tracks[0, before.history :] != before.tracks[0, before.history : scene.steps]).any()
-    for name in ("training.png", "future-0.png", "future-0.html"):
+    record = result["record"]
+    assert record["drivers"] == result["drivers"][1:], "what was put in has no record"
+    frames = [f"future-0/frame-{moment:03}.png" for moment in range(13)]  # now, and six seconds later
+    for name in ("training.png", "future-0.png", "future-0.html", *frames):
         assert (run / "figures" / name).stat().st_size > 5000
+    assert not (run / "figures" / "future-0" / "frame-013.png").exists()
     assert throng_here("status", str(case.parent)) == 0
     assert "finished  3/3" in " ".join(capsys.readouterr().out.split(" ")).replace("   ", "  ")
     assert throng_here("report", str(run)) == 2
@@ -73,24 +77,38 @@ def test_a_run_leaves_what_it_says(case: Path, throng_here: Run, capsys: pytest.
 def test_actors_learn_what_one_process_learns(case: Path, throng_here: Run) -> None:
     runs = [case.parent / name for name in ("here", "there")]
     for run, rollouts in zip(runs, (0, 2), strict=True):
-        options = ("--set", f"workers.rollouts={rollouts}", "--set", "evaluation.iterations=0")
+        options = (
+            "--set",
+            f"workers.rollouts={rollouts}",
+            "--set",
+            "evaluation.iterations=0",
+            "--set",
+            "evaluation.pictures=0",
+        )
         assert throng_here("run", str(case), "--out", str(run), *options) == 0
     one, other = (last(run) for run in runs)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_a_run_that_is_gone_on_with_is_one_that_never_stopped(case: Path, throng_here: Run) -> None:
+    """And gaps that are measured on the way change nothing of what is learnt."""
     whole, parts = case.parent / "whole", case.parent / "parts"
-    quick = ("--set", "evaluation.iterations=0", "--set", "system=cce-masac")
-    assert throng_here("run", str(case), "--out", str(whole), "--set", "training.episodes=4", *quick) == 0
-    assert throng_here("run", str(case), "--out", str(parts), "--set", "training.episodes=2", *quick) == 0
-    assert throng_here("run", str(case), "--out", str(parts), "--set", "training.episodes=4", *quick) == 2
-    assert throng_here("run", str(case), "--out", str(parts), "--set", "training.episodes=4", "--resume", *quick) == 0
+    quick = ("--set", "system=cce-masac", "--set", "evaluation.futures=2", "--set", "evaluation.pictures=0")
+    blind = (*quick, "--set", "evaluation.iterations=0")
+    looking = (*quick, "--set", "evaluation.every=3")
+    assert throng_here("run", str(case), "--out", str(whole), "--set", "training.episodes=4", *blind) == 0
+    assert throng_here("run", str(case), "--out", str(parts), "--set", "training.episodes=2", *blind) == 0
+    assert throng_here("run", str(case), "--out", str(parts), "--set", "training.episodes=4", *looking) == 2
+    assert throng_here("run", str(case), "--out", str(parts), "--set", "training.episodes=4", "--resume", *looking) == 0
     one, other = last(whole), last(parts)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert {row["episode"] for path in (parts / "ledger").iterdir() for row in pq.read_table(path).to_pylist()} == set(
         range(4)
     )
+    result = json.loads((parts / "evaluation.json").read_text())
+    gaps = result["gaps"]["reward"]["gap"]
+    assert [point["episode"] for point in result["gap_curve"]] == [3, 4]
+    assert result["gap_curve"][-1]["gap"] == pytest.approx(sum(gaps) / len(gaps))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +122,8 @@ def test_a_run_that_is_gone_on_with_is_one_that_never_stopped(case: Path, throng
         ("scene.file=nothing.npz", "nothing.npz: no such file"),
         ("scene.name=other", "no scene 'other'"),
         ("scene.horizon=40", "12 half seconds"),
+        ("scene.goals={z: [0, 0]}", "no agent 'z'"),
+        ("scene={file: made.scene.npz, agents: 1, drive: [a0], goals: {a1: [0, 0]}}", "'a1' is not driven"),
         ("world_model.folder=nowhere", "throng worldmodel train"),
         ("training.episode=3", "did you mean 'episodes'"),
     ],

@@ -13,7 +13,7 @@ from throng.policies.marl.driving import DrivingTerms, driven
 from throng.policies.marl.exploitability import restricted_gaps
 from throng.policies.marl.game import play
 from throng.policies.marl.imagined import ImaginedGame, actions_of
-from throng.scenarios.driving.insertion import Newcomer, drivers, with_newcomers
+from throng.scenarios.driving.insertion import Newcomer, drivers, with_goals, with_newcomers
 from throng.scenarios.errors import InputError
 
 MODEL = WorldModelSettings(hidden=24, heads=2, modes=3, future=30)
@@ -95,6 +95,15 @@ def test_newcomers_stand_on_their_lane_and_want_along_it() -> None:
         assert place == pytest.approx([np.interp(metres, way, lane[:, k]) for k in range(2)], abs=1e-3)
     assert np.linalg.norm(more.tracks[-1, -1, :2] - now[:2]) == pytest.approx(3.0 * 6.0, rel=1e-3)
     assert drivers(more, 2).tolist()[0] == more.agents - 1
+
+
+def test_goals_are_given_in_the_coordinates_of_the_recording() -> None:
+    scene = made(shift=(5000.0, -300.0))
+    other = with_goals(scene, {"a3": (5010.0, -290.0)})
+    assert (other.goals[3] + other.origin).tolist() == pytest.approx([5010.0, -290.0], abs=1e-3)
+    assert np.array_equal(np.delete(other.goals, 3, axis=0), np.delete(scene.goals, 3, axis=0))
+    with pytest.raises(InputError, match="no agent 'z'"):
+        with_goals(scene, {"z": (0.0, 0.0)})
 
 
 def test_what_cannot_be_driven_is_named() -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from throng.platform.config import load_config
+from throng.platform.finetuning_config import FineTuningConfig
 from throng.scenarios.errors import InputError
 from throng.tune.choice import Choice, choice
+from throng.tune.experiments import GAP, RETURN, budget, objective
 from throng.tune.spec import Point, Range, Spec, load_spec
 
 SPACES = Path(__file__).parents[2] / "tune" / "spaces"
@@ -21,6 +23,9 @@ FOUR = TWO | {
     "search.kept_spread": {"low": 0.0, "high": 2.5},
     "search.promote": {"low": 0.05, "high": 0.5, "scale": "log"},
 }
+
+
+TUNED = "set: [system=mappo, world_model.folder=model]\n"
 
 
 def _spec(search: str = "random", **given: object) -> Spec:
@@ -82,6 +87,12 @@ def test_ranges_have_ends_and_scales() -> None:
         ("spaces: {search.population: [4]}", "unknown key 'spaces'; did you mean 'space'"),
         ("case: no.yaml\nspace: {search.population: [4]}", "no.yaml: cannot read"),
         ("set: [search.budgett=4]\nspace: {search.population: [4]}", "budgett"),
+        (f"{TUNED}space: {{algorithm.magnit: [0.1, 0.2]}}", "algorithm.magnit: mappo has no such setting"),
+        (f"{TUNED}space: {{system: [trafficgamer, mappo], algorithm.magnet: [0.1]}}", "mappo has no such setting"),
+        (f"{TUNED}space: {{terms.distance_limit: {{low: -1, high: 4}}}}", "terms.distance_limit.*greater than 0"),
+        (f"{TUNED}space: {{search.population: [4, 8]}}", "unknown key 'search'"),
+        (f"{TUNED}space: {{evaluation.iterations: [0, 4]}}", "0 measures no gaps"),
+        (f"{TUNED}profile: paper\nspace: {{terms.crash: [1]}}", "profile: paper is one of MASDiff"),
     ],
 )
 def test_a_sweep_is_checked_before_it_runs(tmp_path: Path, text: str, said: str) -> None:
@@ -117,6 +128,21 @@ def test_cases_are_relative_to_the_file(tmp_path: Path) -> None:
     spec = load_spec(_file(tmp_path, "case: case.yaml\nspace: {search.population: [4]}"), ["search.elites=1"])
     config = spec.config({"search.population": 4})
     assert (config.search.budget, config.search.elites, config.search.population) == (7, 1, 4)
+
+
+def test_a_sweep_of_fine_tunings_is_judged_by_what_is_measured(tmp_path: Path) -> None:
+    """A case with a system, relative to its file; without one, what `set` says is relative to where the command runs."""
+    (tmp_path / "case.yaml").write_text("{system: mappo, world_model: {folder: model}, training: {episodes: 7}}")
+    spec = load_spec(_file(tmp_path, "case: case.yaml\nspace: {algorithm.clip: [0.1, 0.2]}"), ["evaluation.futures=4"])
+    config = spec.config({"algorithm.clip": 0.1})
+    assert isinstance(config, FineTuningConfig)
+    assert (config.world_model.folder, config.algorithm["clip"]) == (tmp_path / "model", 0.1)
+    assert (config.evaluation.futures, budget(config), objective(config)) == (4, 7, GAP)
+    assert objective(load_spec(_file(tmp_path, TUNED + "space: {evaluation.iterations: [0]}")).config({})) is GAP
+    without = load_spec(_file(tmp_path, TUNED + "space: {terms.crash: [1]}"), ["evaluation.iterations=0"]).config({})
+    assert objective(without) is RETURN
+    assert isinstance(without, FineTuningConfig)
+    assert without.world_model.folder == Path.cwd() / "model"
 
 
 def test_a_grid_has_every_combination_once() -> None:

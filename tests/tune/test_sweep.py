@@ -16,13 +16,25 @@ from typing import Any
 
 import pytest
 import ray
+import torch
+import yaml
+from driving_scenes import made
 from ray.cluster_utils import Cluster
+from ray.tune.search import Searcher
 from rich.console import Console
-from throng.platform.config import load_config
+from throng.platform.config import load_config, read_yaml, validated
+from throng.platform.finetuning import BLOCK
+from throng.platform.finetuning_config import FineTuningConfig
+from throng.platform.progress import Progress
+from throng.platform.store import RunStore
+from throng.policies.driving.model_file import save_model
+from throng.policies.driving.world_model import WorldModel, WorldModelSettings
+from throng.scenarios.driving.scene import save_scene
 from throng.scenarios.errors import InputError
+from throng.tune.experiments import perform
 from throng.tune.results import cells, headings, parallel, ranked, write
 from throng.tune.spec import Spec, load_spec
-from throng.tune.sweep import Plan, Trial, save_best, sweep
+from throng.tune.sweep import Plan, Trial, _Chosen, save_best, sweep
 
 SMALL = [
     "scenario.town.vehicles=80", "scenario.town.minutes=3", "search.screen=1", "search.elites=1", "search.budget=8",
@@ -98,6 +110,79 @@ def test_another_sweep_is_refused_and_a_longer_one_is_not(tmp_path: Path) -> Non
         Plan.open(spec, tmp_path / "thesis")
 
 
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    """A fine-tuning of a made-up scene, whose world model knows nothing."""
+    save_scene(made(), tmp_path / "made.scene.npz")
+    torch.manual_seed(0)
+    save_model(WorldModel(WorldModelSettings(hidden=24, heads=2, modes=3, future=30)), tmp_path / "model")
+    settings = {
+        "system": "mappo",
+        "scene": {"file": "made.scene.npz", "agents": 2, "horizon": 1},
+        "world_model": {"folder": "model"},
+        "training": {"episodes": 2, "rollouts": 2},
+        "evaluation": {"futures": 2, "pictures": 0, "iterations": 1, "rollouts": 2, "evaluated": 2},
+    }
+    path = tmp_path / "case.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_fine_tunings_are_ranked_by_their_gaps(
+    scene: Path, throng_here: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table's numbers are the runs' own, and the best is a configuration of a fine-tuning."""
+    sets = "system=mappo, scene.file=made.scene.npz, scene.agents=2, scene.horizon=1, world_model.folder=model"
+    more = (
+        "training.episodes=2, training.rollouts=2, evaluation.futures=2, evaluation.iterations=1, evaluation.rollouts=2"
+        ", evaluation.pictures=0"
+    )
+    text = f"set: [{sets}, {more}, evaluation.evaluated=2]\nspace: {{algorithm.actor_rate: [0.0, 0.1]}}\nsearch: grid\n"
+    (scene.parent / "rates.yaml").write_text(f"{text}stop_early: false")
+    monkeypatch.chdir(scene.parent)  # what `set` says is relative to here
+    assert throng_here("sweep", "rates.yaml", "--out", "out") == 0
+    out = scene.parent / "out"
+    outcomes = _trials(out)
+    assert [one["state"] for one in outcomes.values()] == ["finished"] * 2
+    for name, outcome in outcomes.items():
+        result = json.loads((out / "trials" / name / "run" / "evaluation.json").read_text())
+        assert outcome["error"] == pytest.approx(sum(result["gaps"]["reward"]["gap"]) / 2)
+        returns = RunStore.open(out / "trials" / name / "run").ledger()["return"].to_numpy()
+        assert (outcome["estimate"], outcome["simulations"]) == (pytest.approx(-returns.mean()), 2)
+    table = (out / "rates.md").read_text()
+    assert "| trial | CCE-gap | -return | episodes |" in table
+    best = min(outcomes.values(), key=lambda one: (one["error"], one["number"]))
+    assert f"{best['error']:.3f}" in table
+    config = validated(FineTuningConfig, read_yaml(out / "best.yaml"), out / "best.yaml")
+    assert config.algorithm == {"actor_rate": best["point"]["algorithm.actor_rate"]}
+    assert config.world_model.folder == scene.parent / "model"
+
+
+def test_trials_are_stopped_by_their_returns(scene: Path) -> None:
+    """A report for each block of episodes, of the same quantity to the end; a gap is reported only where it is known."""
+    path = scene.parent / "sweep.yaml"
+    path.write_text(f"case: case.yaml\nset: [training.episodes={BLOCK + 2}]\nspace: {{terms.crash: [1.0]}}")
+    for sets in (["evaluation.iterations=0"], []):
+        config = load_spec(path, sets).config({"terms.crash": 1.0}, ("workers.rollouts=0",))
+        assert isinstance(config, FineTuningConfig)
+        told: list[dict[str, Any]] = []
+        folder = scene.parent / f"run{len(sets)}"
+        perform(config.model_dump(mode="json"), folder, Console(quiet=True), told.append)
+        rows = RunStore.open(folder).ledger().to_pylist()
+
+        def lost(first: int, last: int, rows: list[dict[str, Any]] = rows) -> Any:
+            """Minus the mean return of these episodes."""
+            returns = [row["return"] for row in rows if first <= row["episode"] < last]
+            return pytest.approx(-sum(returns) / len(returns))
+
+        estimates = [lost(0, BLOCK), lost(BLOCK, BLOCK + 2), lost(2, BLOCK + 2)]
+        assert [one["estimate"] for one in told] == estimates
+        assert [one["simulations"] for one in told] == [BLOCK, BLOCK + 2, BLOCK + 2]
+        assert [one.get("finished") for one in told] == [None, None, True]
+        assert ["error" in one for one in told] == [bool(sets), bool(sets), True]
+    assert told[-1]["error"] >= 0
+
+
 @pytest.mark.long
 def test_a_sweep_outlives_a_node(tmp_path: Path) -> None:
     """The node of one of two trials dies: it begins again on the other from what it had committed, and all three finish."""
@@ -142,6 +227,18 @@ def test_a_sweep_of_which_nothing_works_says_why(tmp_path: Path) -> None:
         sweep(spec, tmp_path / "sweep", "local", Console(quiet=True))
 
 
+def test_values_that_do_not_go_together_fail_that_trial_alone(tmp_path: Path) -> None:
+    """Each is right with the others' first: only the trial that has both is found wrong, and the next one is begun."""
+    space = {"search.kept_first": [0.5, 0.9], "search.kept_last": [0.6, 0.95]}
+    plan = Plan.open(Spec.model_validate({"space": space, "search": "grid"}), tmp_path)
+    chosen = _Chosen(plan, Progress(Console(quiet=True)))
+    begun = list(iter(lambda: chosen.suggest("one"), Searcher.FINISHED))
+    assert [one["settings"]["search"]["kept_last"] for one in begun] == [0.6, 0.95, 0.95]
+    (failed,) = plan.of("failed")
+    assert failed.point == {"search.kept_first": 0.9, "search.kept_last": 0.6}
+    assert "kept_first must not exceed kept_last" in failed.failure
+
+
 def _plan(folder: Path) -> Plan:
     space = {"navigation.lambda_metres": {"low": 100, "high": 1600, "scale": "log"}, "search.reuse": [True, False]}
     plan = Plan.open(Spec.model_validate({"space": space}), folder)
@@ -166,6 +263,25 @@ def test_only_finished_trials_are_the_best(tmp_path: Path) -> None:
     assert [row["error"] for row in table] == ["0.800", "0.900", "0.700", "–"]
     path = write(plan, "throng sweep x.yaml")
     assert len(json.loads(path.with_suffix(".json").read_text())["trials"]) == 4
+
+
+def test_a_stopped_trial_without_a_gap_is_shown_without_one(tmp_path: Path) -> None:
+    """It was stopped by its return, which is another quantity: its line ends at the last setting."""
+    given = {
+        "set": ["system=mappo", "world_model.folder=/model"],
+        "space": {"terms.crash": [1, 2], "terms.off_road": [1, 2]},
+    }
+    plan = Plan.open(Spec.model_validate(given), tmp_path)
+    points = [{"terms.crash": one, "terms.off_road": 1} for one in (1, 2)]
+    plan.trials += [Trial(0, points[0], "stopped", estimate=20.0), Trial(1, points[1], "finished", 0.5, estimate=30.0)]
+    assert [trial.number for trial in ranked(plan)] == [1, 0]
+    assert cells(ranked(plan)[1], plan.spec)[:3] == ["000", "–", "20.000"]
+    (axes,) = parallel(plan).axes
+    assert sorted(len(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) != 2 or line.get_alpha()) == [
+        2,
+        3,
+    ]  # type: ignore[arg-type]
+    assert "1 finished trials, 1 stopped early" in axes.get_title()
 
 
 def test_the_picture_shows_every_trial_that_has_an_error(tmp_path: Path) -> None:
