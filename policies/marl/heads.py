@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import elu, one_hot
 
+NARROW = 2.0**-24  # single precision's least distance from 1
 LEAST = 0.02  # of a Laplace distribution's scale, of the highest action
 
 
@@ -100,8 +101,7 @@ class LaplaceHead:
     def weighed(self, raw: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One draw, by the inverse distribution function (CCE-MASAC, Eq. 11)."""
         mean, scale = self.parameters(raw)
-        u = 2.0 * torch.rand(mean.shape, generator=generator).to(mean) - 1.0
-        draw = mean - scale * torch.sign(u) * torch.log1p(-u.abs())
+        draw = quantile(mean, scale, torch.rand(mean.shape, generator=generator).to(mean))
         return draw[None], torch.ones_like(draw[None, ..., 0])
 
     def _bent(self, draw: Tensor) -> Tensor:
@@ -144,6 +144,12 @@ class CategoricalHead:
         weights = raw.softmax(-1).movedim(-1, 0)
         choices = torch.arange(self.actions, dtype=raw.dtype, device=raw.device)
         return choices.view(-1, *[1] * raw.dim()).expand(*weights.shape, 1), weights
+
+
+def quantile(mean: Tensor, scale: Tensor, share: Tensor) -> Tensor:
+    """Of Laplace distributions: what a share, in [0, 1], of all draws lies below; finite also of 0 and 1."""
+    u = (2.0 * share - 1.0).clamp(-1.0 + NARROW, 1.0 - NARROW)
+    return mean - scale * torch.sign(u) * torch.log1p(-u.abs())
 
 
 def laplace(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

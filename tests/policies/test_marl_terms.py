@@ -10,7 +10,7 @@ from throng.policies.driving.tokens import STEP
 from throng.policies.marl.critics import ScaledCritic
 from throng.policies.marl.driving import HIGHEST, driven
 from throng.policies.marl.game import Played, Transitions
-from throng.policies.marl.heads import CategoricalHead, LaplaceHead
+from throng.policies.marl.heads import CategoricalHead, LaplaceHead, quantile
 from throng.policies.marl.networks import StackedMlp, clip_each
 from throng.policies.marl.small_games import biased_rock_paper_scissors, inspection, merge
 from throng.policies.marl.terms import (
@@ -108,6 +108,19 @@ def test_laplace_draws_are_those_of_the_distribution() -> None:
     by_spread = torch.autograd.grad(moment, spread, retain_graph=True)[0].sum(0)
     by_scale = torch.autograd.grad(scale_of.sum(), spread)[0].sum(0)
     assert torch.allclose(by_spread / by_scale, 4 * scale_of.detach(), rtol=0.02)
+
+
+@pytest.mark.parametrize("squashed", [False, True])
+def test_a_draw_of_exactly_nothing_is_no_infinity(squashed: bool) -> None:
+    """Uniform numbers in single precision are 0 once in 2^24 draws, which a long training makes."""
+    head = LaplaceHead((0.3,), squashed)
+    raw = torch.zeros(3, 2)
+    draw = quantile(*head.parameters(raw), torch.tensor([[0.0], [0.5], [1.0]]))
+    assert torch.isfinite(head.log_prob(raw, draw)).all()
+    assert float(draw[0]) < -4 and float(draw[1]) == 0 and float(draw[2]) > 4
+    inside = torch.tensor([0.001, 0.3, 0.999], dtype=torch.float64)
+    found = quantile(torch.tensor(0.2), torch.tensor(0.7), inside)
+    assert np.allclose(found, scipy.stats.laplace(0.2, 0.7).ppf(inside))
 
 
 @pytest.mark.parametrize("squashed", [False, True])
