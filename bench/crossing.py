@@ -132,9 +132,7 @@ def spread(values: list[float]) -> str:
 
 
 def gap_table(results: dict[Run, dict[str, Any]], seeds: list[int]) -> list[str]:
-    lines = [
-        "| method | gap after 100 | 200 episodes | return | least spacing, m | speed, m/s | games with a crash |"
-    ]
+    lines = ["| method | gap after 100 | 200 episodes | return | least spacing, m | speed, m/s | games with a crash |"]
     lines.append("|" + "---|" * 7)
     for method, (_, _, looks) in METHODS.items():
         own = [results[Run(method, seed, looks)] for seed in seeds if Run(method, seed, looks) in results]
