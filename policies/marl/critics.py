@@ -14,7 +14,8 @@ class Critic(nn.Module):
     """Values of every agent: one layer that all share, then a network of each agent's own (`StackedMlp`).
 
     What all agents see together is thousands of numbers, so that nearly all weights and products of a critic are in its first
-    layer. TrafficGamer's code has one for every agent; shared, an update costs a fraction (`bench/finetuning.py`).
+    layer. TrafficGamer's code has one for every agent; shared, an update costs a fraction (`bench/finetuning.py`), and what
+    one agent's critic learns has some effect on the others'.
 
     Args:
         joint: numbers that all agents look at.

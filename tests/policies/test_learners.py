@@ -162,16 +162,20 @@ def test_a_stack_learns_what_a_module_per_vehicle_learns(random_network: Network
 
 @pytest.mark.parametrize("kind", NEURAL)
 def test_what_is_learnt_of_a_vehicle_does_not_depend_on_the_others(town: Scenario, kind: LearnerKind) -> None:
-    """Chunks, stacks and order are matters of speed: bit for bit the same."""
+    """Chunks, stacks and order are matters of speed: the same but for rounding.
+
+    On most processors bit for bit; on some a batched product rounds otherwise in batches of another size.
+    """
     table = _drawn(town, "hier", 4)[0].static
     learner = make_learner(LearnerSettings(kind, updates=100), town.network)
     whole = learner.q(table)
     order = np.random.default_rng(0).permutation(len(table))
-    np.testing.assert_array_equal(learner.q(table[order]), whole[order])
+    np.testing.assert_allclose(learner.q(table[order]), whole[order], atol=1e-4)
     for rows in (slice(0, 1), slice(40, 45), slice(131, 300)):
-        np.testing.assert_array_equal(learner.q(table[rows]), whole[rows])
-    np.testing.assert_array_equal(learner.q(4.0 * table[:3]), 4.0 * whole[:3])
-    assert not np.array_equal(make_learner(LearnerSettings(kind, updates=100, seed=1), town.network).q(table), whole)
+        np.testing.assert_allclose(learner.q(table[rows]), whole[rows], atol=1e-4)
+    np.testing.assert_allclose(learner.q(4.0 * table[:3]), 4.0 * whole[:3], atol=4e-4)
+    other = make_learner(LearnerSettings(kind, updates=100, seed=1), town.network).q(table)
+    assert np.abs(other - whole).max() > 0.01
 
 
 # -- soft value iteration -----------------------------------------------------------------------------------------
