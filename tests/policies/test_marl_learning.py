@@ -58,8 +58,9 @@ def test_the_magnet_holds_what_otherwise_goes_round() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", ["rock-paper-scissors", "inspection", "merge"])
 def test_last_iterates_with_a_magnet_are_within_a_fifth(name: str, seed: int) -> None:
-    updates = 300 if name == "merge" else 600
-    off, on = (gap_at_the_end("trafficgamer", name, magnet, seed, updates) for magnet in (0.0, 0.3))
+    # A stronger magnet settles sooner, and farther from the equilibrium.
+    updates, pulled = (300, 0.2) if name == "merge" else (600, 0.3)
+    off, on = (gap_at_the_end("trafficgamer", name, magnet, seed, updates) for magnet in (0.0, pulled))
     assert on <= off / 5, f"{on:.3f} with the magnet, {off:.3f} without"
 
 
