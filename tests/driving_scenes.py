@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import torch
+import yaml
+from throng.policies.driving.model_file import save_model
+from throng.policies.driving.world_model import WorldModel, WorldModelSettings
 from throng.scenarios.driving.recording import Map, Polyline, Signal, empty, scene_of
-from throng.scenarios.driving.scene import Kind, Light, Line, Scene
+from throng.scenarios.driving.scene import Kind, Light, Line, Scene, save_scene
 
 FRAMES, HISTORY = 91, 31
 
@@ -37,3 +44,18 @@ def made(seed: int = 0, turn: float = 0.0, shift: tuple[float, float] = (0.0, 0.
     states = np.where(time < 4.0, Light.STOP, Light.GO).astype(np.int8)
     found.map = Map(lines, [], [Signal("lane0", tuple(moved(np.array([(-5.0, 4.6)]))[0]), states)])
     return scene_of(found)
+
+
+def fine_tuning(folder: Path, **settings: Any) -> Path:
+    """A configuration, `case.yaml`, of two drivers of the made-up scene, whose world model knows nothing.
+
+    Args:
+        settings: by group; those of `scene` are added to the scene's.
+    """
+    save_scene(made(), folder / "made.scene.npz")
+    torch.manual_seed(0)
+    save_model(WorldModel(WorldModelSettings(hidden=24, heads=2, modes=3, future=30)), folder / "model")
+    scene = {"file": "made.scene.npz", "agents": 2, **settings.pop("scene", {})}
+    path = folder / "case.yaml"
+    path.write_text(yaml.safe_dump({"scene": scene, "world_model": {"folder": "model"}, **settings}))
+    return path

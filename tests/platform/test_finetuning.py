@@ -9,13 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from driving_scenes import made
+from driving_scenes import fine_tuning, made
 from safetensors.torch import load_file
-from throng.policies.driving.model_file import save_model
-from throng.policies.driving.world_model import WorldModel, WorldModelSettings
 from throng.scenarios.driving.files import read_scenes
-from throng.scenarios.driving.scene import save_scene
 
 Run = Callable[..., int]
 
@@ -23,21 +19,15 @@ Run = Callable[..., int]
 @pytest.fixture
 def case(tmp_path: Path) -> Path:
     """A configuration of a made-up scene, whose world model knows nothing."""
-    save_scene(made(), tmp_path / "made.scene.npz")
-    torch.manual_seed(0)
-    save_model(WorldModel(WorldModelSettings(hidden=24, heads=2, modes=3, future=30)), tmp_path / "model")
     new = {"lane": "lane2", "at": 70.0, "speed": 3.0, "ahead": 30.0}
-    settings = {
-        "system": "trafficgamer",
-        "scene": {"file": "made.scene.npz", "agents": 2, "insert": [new]},
-        "world_model": {"folder": "model"},
-        "training": {"episodes": 3, "rollouts": 5, "chunk": 2},
-        "evaluation": {"futures": 4, "iterations": 1, "rollouts": 4, "evaluated": 8},
-        "workers": {"rollouts": 0},
-    }  # fmt: skip
-    path = tmp_path / "case.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    return fine_tuning(
+        tmp_path,
+        system="trafficgamer",
+        scene={"insert": [new]},
+        training={"episodes": 3, "rollouts": 5, "chunk": 2},
+        evaluation={"futures": 4, "iterations": 1, "rollouts": 4, "evaluated": 8},
+        workers={"rollouts": 0},
+    )
 
 
 def last(run: Path) -> dict[str, torch.Tensor]:

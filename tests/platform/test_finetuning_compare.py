@@ -10,16 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from driving_scenes import made
+from driving_scenes import fine_tuning
 from throng.platform.config import read_yaml, validated
 from throng.platform.finetuning_compare import cells, headings, told, write
 from throng.platform.finetuning_config import FineTuningConfig
 from throng.platform.finetuning_scores import Axis, Score, ratios, score, summarise, trends
 from throng.platform.store import RunStore
-from throng.policies.driving.model_file import save_model
-from throng.policies.driving.world_model import WorldModel, WorldModelSettings
-from throng.scenarios.driving.scene import save_scene
 
 Run = Callable[..., int]
 DISTANCE, CONFIDENCE = Axis("terms.distance_limit", ("11", "3", "7")), Axis("algorithm.confidence", ("0", "0.9"))
@@ -28,21 +24,15 @@ DISTANCE, CONFIDENCE = Axis("terms.distance_limit", ("11", "3", "7")), Axis("alg
 @pytest.fixture
 def case(tmp_path: Path) -> Path:
     """A configuration of a made-up scene, whose world model knows nothing; one moment of driving, no gaps."""
-    save_scene(made(), tmp_path / "made.scene.npz")
-    torch.manual_seed(0)
-    save_model(WorldModel(WorldModelSettings(hidden=24, heads=2, modes=3, future=30)), tmp_path / "model")
-    settings = {
-        "system": "trafficgamer",
-        "scene": {"file": "made.scene.npz", "agents": 2, "horizon": 1},
-        "world_model": {"folder": "model"},
-        "algorithm": {"confidence": 0.5},
-        "training": {"episodes": 2, "rollouts": 4},
-        "evaluation": {"futures": 2, "pictures": 0, "iterations": 0},
-        "workers": {"rollouts": 0},
-    }  # fmt: skip
-    path = tmp_path / "case.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    return fine_tuning(
+        tmp_path,
+        system="trafficgamer",
+        scene={"horizon": 1},
+        algorithm={"confidence": 0.5},
+        training={"episodes": 2, "rollouts": 4},
+        evaluation={"futures": 2, "pictures": 0, "iterations": 0},
+        workers={"rollouts": 0},
+    )
 
 
 def _attempts(out: Path) -> dict[str, int]:

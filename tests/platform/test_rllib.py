@@ -9,16 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from driving_scenes import made
+from driving_scenes import fine_tuning
 from safetensors.torch import load_file
 from throng.cluster.session import session
 from throng.platform.rllib_run import dividing
-from throng.policies.driving.model_file import save_model
-from throng.policies.driving.world_model import WorldModel, WorldModelSettings
 from throng.policies.marl.mappo import MappoSettings
 from throng.scenarios.driving.files import read_scenes
-from throng.scenarios.driving.scene import save_scene
 
 Run = Callable[..., int]
 STEPS = 13  # of an episode: ten passes over games of 4 moments, on 4 of 5 rows each (see `rllib_ppo`)
@@ -27,21 +23,15 @@ STEPS = 13  # of an episode: ten passes over games of 4 moments, on 4 of 5 rows 
 @pytest.fixture
 def case(tmp_path: Path) -> Path:
     """A configuration of a made-up scene, whose world model knows nothing."""
-    save_scene(made(), tmp_path / "made.scene.npz")
-    torch.manual_seed(0)
-    save_model(WorldModel(WorldModelSettings(hidden=24, heads=2, modes=3, future=30)), tmp_path / "model")
-    settings = {
-        "system": "rllib-ppo",
-        "scene": {"file": "made.scene.npz", "agents": 2, "horizon": 4},
-        "world_model": {"folder": "model"},
-        "algorithm": {"hidden": 16},
-        "training": {"episodes": 2, "rollouts": 4},
-        "evaluation": {"futures": 4, "iterations": 1, "rollouts": 4, "evaluated": 8},
-        "workers": {"rollouts": 0},
-    }  # fmt: skip
-    path = tmp_path / "case.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    return fine_tuning(
+        tmp_path,
+        system="rllib-ppo",
+        scene={"horizon": 4},
+        algorithm={"hidden": 16},
+        training={"episodes": 2, "rollouts": 4},
+        evaluation={"futures": 4, "iterations": 1, "rollouts": 4, "evaluated": 8},
+        workers={"rollouts": 0},
+    )
 
 
 def last(run: Path) -> dict[str, torch.Tensor]:

@@ -16,9 +16,7 @@ from typing import Any
 
 import pytest
 import ray
-import torch
-import yaml
-from driving_scenes import made
+from driving_scenes import fine_tuning
 from ray.cluster_utils import Cluster
 from ray.tune.search import Searcher
 from rich.console import Console
@@ -27,9 +25,6 @@ from throng.platform.finetuning import BLOCK
 from throng.platform.finetuning_config import FineTuningConfig
 from throng.platform.progress import Progress
 from throng.platform.store import RunStore
-from throng.policies.driving.model_file import save_model
-from throng.policies.driving.world_model import WorldModel, WorldModelSettings
-from throng.scenarios.driving.scene import save_scene
 from throng.scenarios.errors import InputError
 from throng.tune.experiments import perform
 from throng.tune.results import cells, headings, parallel, ranked, write
@@ -113,19 +108,13 @@ def test_another_sweep_is_refused_and_a_longer_one_is_not(tmp_path: Path) -> Non
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
     """A fine-tuning of a made-up scene, whose world model knows nothing."""
-    save_scene(made(), tmp_path / "made.scene.npz")
-    torch.manual_seed(0)
-    save_model(WorldModel(WorldModelSettings(hidden=24, heads=2, modes=3, future=30)), tmp_path / "model")
-    settings = {
-        "system": "mappo",
-        "scene": {"file": "made.scene.npz", "agents": 2, "horizon": 1},
-        "world_model": {"folder": "model"},
-        "training": {"episodes": 2, "rollouts": 2},
-        "evaluation": {"futures": 2, "pictures": 0, "iterations": 1, "rollouts": 2, "evaluated": 2},
-    }
-    path = tmp_path / "case.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    return fine_tuning(
+        tmp_path,
+        system="mappo",
+        scene={"horizon": 1},
+        training={"episodes": 2, "rollouts": 2},
+        evaluation={"futures": 2, "pictures": 0, "iterations": 1, "rollouts": 2, "evaluated": 2},
+    )
 
 
 def test_fine_tunings_are_ranked_by_their_gaps(
