@@ -196,7 +196,8 @@ MEASURES = {
     "restricted": ("restricted", ".3f"),
     "gap_less_cost": ("less cost", ".3f"),
     "crashes": ("crash", ".2f"),
-    "least_spacing_m": ("spacing", ".2f"),
+    "spacing_m": ("spacing", ".2f"),
+    "least_spacing_m": ("least", ".2f"),
     "speed_m_s": ("speed", ".2f"),
     "cost": ("cost", ".3f"),
     "multiplier": ("multiplier", ".4f"),
@@ -237,7 +238,8 @@ def cells(row: dict[str, Any], axes: list[Axis]) -> list[list[str]]:
 EXPLAINED = (
     f"Means over runs (± s.d. over seeds). return: of a game, last {BLOCK} episodes; CCE-gap: in reward, by best responses, "
     "mean of drivers, as is restricted: among the world model's modes; less cost: CCE-gap in reward less multipliers times "
-    "cost; crash: share of drivers whose box overlaps another's; spacing: m, a future's least; speed: m/s; cost: share of "
+    "cost; crash: share of drivers whose box overlaps another's; spacing: m, from a driver to the nearest other, mean over time; "
+    "least: a future's least spacing; speed: m/s; cost: share of "
     "moments with another driver nearer than the limit; multiplier: mean over training; KL (nats), H (Hellinger) and W1 (m/s "
     "and m): speeds and spacings against the record; s/episode: as they passed."
 )

@@ -26,7 +26,7 @@ from .finetuning_scores import Axis, Score
 
 CURVES = {"return": "return of a game", "cost": "share of moments too near", "multiplier": "multiplier"}
 GAP = "CCE-gap in reward"
-HEATED = {"least_spacing_m": "least spacing, m", "speed_m_s": "speed, m/s", "multiplier": "mean multiplier", "gap": GAP}
+HEATED = {"spacing_m": "spacing, m", "speed_m_s": "speed, m/s", "multiplier": "mean multiplier", "gap": GAP}
 MARGIN = 8.0  # metres around what is driven
 SLIM = 0.6  # a scene is drawn at least so wide for its height, and so high for its width
 
@@ -252,7 +252,7 @@ def _box(panel: Axes, track: NDArray[np.floating[Any]], colour: str, filled: boo
 
 
 def _numbers(one: Score) -> str:
-    spacing, speed, multiplier = (one.measures[name] for name in ("least_spacing_m", "speed_m_s", "multiplier"))
+    spacing, speed, multiplier = (one.measures[name] for name in ("spacing_m", "speed_m_s", "multiplier"))
     told = [] if spacing is None else [f"spacing {spacing:.1f} m"]
     told.append(f"{speed:.1f} m/s")
     return " · ".join(told if multiplier is None else [*told, f"λ {multiplier:.3f}"])

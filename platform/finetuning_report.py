@@ -50,10 +50,12 @@ def fidelity(spec: GameSpec, futures: Sequence[Arrays]) -> dict[str, Any]:
     own = tracks[:, rows, 1:].astype(np.float64)
     there = np.flatnonzero(futures[0]["there"])
     sizes = torch.from_numpy(_sizes(scene)[kept])
+    spacing = _spacing(own)
     result: dict[str, Any] = {
         "crashes": _crashes(torch.from_numpy(tracks[:, :, 1:]), sizes, rows, there),
         "cost": float(np.mean([one["cost"] for one in futures])),
-        "least_spacing_m": float(_spacing(own).min(axis=(1, 2)).mean()) if len(rows) > 1 else None,
+        "least_spacing_m": float(spacing.min(axis=(1, 2)).mean()) if len(rows) > 1 else None,
+        "spacing_m": float(spacing.mean()) if len(rows) > 1 else None,
         "speed_m_s": float(own[..., 3].mean()),
         "record": _record(spec, kept, futures[0]["there"], frames),
     }
@@ -91,6 +93,7 @@ def _record(spec: GameSpec, kept: list[int], there: NDArray[np.bool_], frames: i
         "crashes": _crashes(torch.from_numpy(log[None]), sizes, rows, np.flatnonzero(real)),
         "cost": float((moments < spec.terms.distance_limit)[counted].mean()),
         "least_spacing_m": float(spacing.min()) if np.isfinite(spacing).any() else None,
+        "spacing_m": float(spacing[np.isfinite(spacing)].mean()) if np.isfinite(spacing).any() else None,
         "speed_m_s": float(np.nanmean(log[rows][..., 3])),
     }
 
@@ -276,9 +279,10 @@ def summary(store: RunStore) -> list[str]:
 
 def _row(one: dict[str, Any]) -> str:
     """Numbers of futures, or of the record, in words."""
-    spacing = one["least_spacing_m"]
+    mean, least = one.get("spacing_m"), one["least_spacing_m"]
     return (
         f"{100 * one['crashes']:.0f} % of drivers crash, mean speed {one['speed_m_s']:.1f} m/s, "
         f"{100 * one['cost']:.0f} % of moments too near"
-        + (f", least spacing {spacing:.1f} m" if spacing is not None else "")
+        + (f", spacing {mean:.1f} m" if mean is not None else "")
+        + (f", at least {least:.1f} m" if least is not None else "")
     )

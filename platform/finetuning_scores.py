@@ -14,7 +14,7 @@ import pyarrow as pa
 from .finetuning import BLOCK
 from .store import RunStore
 
-OF_RECORD = ("crashes", "least_spacing_m", "speed_m_s", "cost")
+OF_RECORD = ("crashes", "least_spacing_m", "spacing_m", "speed_m_s", "cost")
 RECORD = "the record"
 BASELINES = {"trafficgamer": "mappo", "cce-masac": "masac"}
 # Distances to the record's distributions, by quantity.
@@ -22,7 +22,7 @@ DISTANCES = {
     "speed": ("kullback_leibler_nats", "hellinger", "wasserstein_m_s"),
     "spacing": ("kullback_leibler_nats", "hellinger", "wasserstein_m"),
 }
-TRENDS = ("least_spacing_m", "speed_m_s", "multiplier", "gap")
+TRENDS = ("least_spacing_m", "spacing_m", "speed_m_s", "multiplier", "gap")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def score(method: str, cell: dict[str, str], seed: int, out: Path, name: str) ->
         "gap": float(np.mean(of_reward["gap"])) if of_reward else None,
         "restricted": float(np.mean(of_reward["restricted"])) if of_reward else None,
         "gap_less_cost": float(np.mean(less_cost["gap"])) if less_cost else None,
-        **{key: result[key] for key in OF_RECORD},
+        **{key: result.get(key) for key in OF_RECORD},
         "multiplier": float(np.mean(curves["multiplier"])) if "multiplier" in curves else None,
         "seconds": float(np.mean(_by_episode(ledger, "seconds"))),
     }
@@ -100,7 +100,7 @@ def summarise(scores: list[Score]) -> list[dict[str, Any]]:
     records = [one.record for one in scores]
     if all(record is not None for record in records):
         # The same drivers in all runs; but a cost, say, is another one with another constraint.
-        shown = {name: {record[name] for record in records if record} for name in OF_RECORD}
+        shown = {name: {record.get(name) for record in records if record} for name in OF_RECORD}
         values = {name: _spread([*found] if len(found) == 1 else []) for name, found in shown.items()}
         rows.append({"method": RECORD, "cell": {}, "runs": None, "values": values})
     return rows

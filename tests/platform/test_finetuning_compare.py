@@ -139,7 +139,7 @@ def _left(out: Path, name: str, gaps: tuple[float, float], cost: float) -> None:
     ]  # fmt: skip
     store.commit(0, rows, {}, {"x": torch.zeros(1)}, {"episodes": 2})
     reward = {"own": [0.0, 0.0], "best": list(gaps), "gap": list(gaps), "restricted": [0.5, 1.5]}
-    futures = {"crashes": 0.25, "cost": 0.1, "least_spacing_m": 4.0, "speed_m_s": 7.0}
+    futures = {"crashes": 0.25, "cost": 0.1, "least_spacing_m": 4.0, "spacing_m": 6.0, "speed_m_s": 7.0}
     speed = {"kullback_leibler_nats": 1.0, "hellinger": 0.5, "wasserstein_m_s": 2.0}
     store.write_json(
         "evaluation.json",
@@ -187,7 +187,8 @@ def _scores(spacing: Callable[[float, float], float]) -> list[Score]:
     found = []
     for distance, confidence in itertools.product(DISTANCE.values, CONFIDENCE.values):
         cell = {DISTANCE.key: distance, CONFIDENCE.key: confidence}
-        known: dict[str, Any] = {"least_spacing_m": spacing(float(distance), float(confidence)), "multiplier": None}
+        near = spacing(float(distance), float(confidence))
+        known: dict[str, Any] = {"spacing_m": near, "least_spacing_m": near - 1.0, "multiplier": None}
         measures = known | {"speed_m_s": 9.0 - float(confidence), "gap": None, "restricted": None}
         found.append(Score("trafficgamer", cell, 0, "", (), measures, {}, (), None))
     return found
@@ -199,7 +200,7 @@ def test_trends_go_from_the_least_value_to_the_greatest() -> None:
     axes = [DISTANCE, CONFIDENCE]
     rows = summarise(scores)
     found = {(one["key"], one["measure"]): one for one in trends(rows, axes)}
-    spacing = found[DISTANCE.key, "least_spacing_m"]
+    spacing = found[DISTANCE.key, "spacing_m"]
     assert (spacing["from"], spacing["to"], spacing["first"], spacing["last"]) == ("3", "11", 2.5, 8.5)
     assert (spacing["ratio"], spacing["rises"], spacing["falls"], spacing["of"]) == (3.4, 1, 0, 2)
     speed = found[CONFIDENCE.key, "speed_m_s"]

@@ -73,6 +73,7 @@ def test_the_records_row_is_what_counting_by_hand_gives() -> None:
     assert row["crashes"] == pytest.approx(np.mean([*crashed.values()])) and row["crashes"] > 0
     assert row["cost"] == pytest.approx(np.mean(moments)) and 0 < row["cost"] < 1
     assert row["least_spacing_m"] == pytest.approx(1.0, abs=1e-4)
+    assert row["spacing_m"] == pytest.approx(apart[np.isfinite(apart)].mean(), abs=1e-4)
     assert row["speed_m_s"] == pytest.approx(np.mean(speeds), rel=1e-6)
 
 
@@ -80,7 +81,7 @@ def test_futures_that_replay_the_record_have_its_numbers() -> None:
     """Both rows are of the same measures, and the distances between them none."""
     scene = made()
     result = fidelity(spec_of(scene, (0, 1, 4)), [replayed(scene)])
-    for name in ("crashes", "least_spacing_m", "speed_m_s"):
+    for name in ("crashes", "least_spacing_m", "spacing_m", "speed_m_s"):
         assert result["record"][name] == pytest.approx(result[name], rel=1e-6), name
     assert [*result["distances"]["speed"].values(), *result["distances"]["spacing"].values()] == [0.0] * 6
 
