@@ -238,9 +238,9 @@ def cells(row: dict[str, Any], axes: list[Axis]) -> list[list[str]]:
 EXPLAINED = (
     f"Means over runs (± s.d. over seeds). return: of a game, last {BLOCK} episodes; CCE-gap: in reward, by best responses, "
     "mean of drivers, as is restricted: among the world model's modes; less cost: CCE-gap in reward less multipliers times "
-    "cost; crash: share of drivers whose box overlaps another's; spacing: m, from a driver to the nearest other, mean over time; "
-    "least: a future's least spacing; speed: m/s; cost: share of "
-    "moments with another driver nearer than the limit; multiplier: mean over training; KL (nats), H (Hellinger) and W1 (m/s "
+    "cost; crash: share of drivers whose box overlaps another's; spacing: m, from a driver to the nearest other, mean over "
+    "time; least: a future's least spacing; speed: m/s; cost: share of moments with another driver nearer than the limit; "
+    "multiplier: mean over training; KL (nats), H (Hellinger) and W1 (m/s "
     "and m): speeds and spacings against the record; s/episode: as they passed."
 )
 
