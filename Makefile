@@ -54,6 +54,7 @@ studies: venv  ## the tables of docs/results/: whole searches, two hours or more
 	$(BIN)/python bench/world_study.py --sumo town examples/pasubio.yaml --sumo-held-out examples/cologne8.yaml \
 	  --recorded ../shared/data/scenes --epochs 15
 	$(BIN)/python bench/crossing.py
+	$(BIN)/python bench/scenes.py
 
 LOOP := B1C1,C1D1,D1D2,D2D3,D3C3,C3B3,B3B2,B2B1
 LEFTS := A3B3 B3C3 C3D3 E3D3 D3C3 C3B3 B3A3 B1B2 B2B3 B3B2 B2B1

@@ -31,6 +31,8 @@ from ..scenarios.errors import InputError
 STATE, OPTIMIZER, SETTINGS = "state.json", "optimizer.safetensors", "training.json"
 PAST = 50  # frames of history at most: five seconds
 WARM = 0.05  # of all updates, in which the learning rate rises
+# Threads that wait for each other sleep: beside other busy processes, those that spin take four times as long and more.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,10 @@ def train_world_model(
             scaling_config=train.ScalingConfig(
                 num_workers=settings.workers, use_gpu=settings.gpu, resources_per_worker=needs
             ),
-            run_config=train.RunConfig(
+            run_config=train.RunConfig(  # type: ignore[call-arg]  # Ray declares the older one
                 name="training",
                 storage_path=str(out),
+                worker_runtime_env={"env_vars": PATIENT},
                 checkpoint_config=train.CheckpointConfig(num_to_keep=2),
                 failure_config=train.FailureConfig(max_failures=3),
             ),
