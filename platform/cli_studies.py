@@ -153,7 +153,7 @@ def _compare_fine_tuners(
     for number, titles in enumerate(headings(axes)):
         table = Table(box=None, padding=(0, 1, 0, 0))
         for i, heading in enumerate(titles):
-            table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+            table.add_column(heading, justify="right" if i else "left", overflow="fold")
         for row in rows:
             table.add_row(*cells(row, axes)[number])
         console.print(table)

@@ -204,35 +204,41 @@ MEASURES = {
     "seconds": ("s/episode", ".2f"),
 }
 SPREAD = ("return", "gap", "restricted")  # shown with their standard deviation over seeds
+LEARNT = ("return", "gap", "restricted", "gap_less_cost")
+DRIVING = ("crashes", "spacing_m", "least_spacing_m", "speed_m_s", "cost", "multiplier")
 
 
 def headings(axes: list[Axis]) -> list[list[str]]:
-    """Of two tables: what was learnt, and how it lies to the record."""
+    """Of three tables: what was learnt, how that drives, and how it lies to the record."""
     first = ["fine-tuner", *(axis.name for axis in axes)]
-    shown = [heading for name, (heading, _) in MEASURES.items() if name != "seconds"]
     return [
-        [*first, "runs", *shown],
+        [*first, "runs", *(MEASURES[name][0] for name in LEARNT)],
+        [*first, *(MEASURES[name][0] for name in DRIVING)],
         [*first, *(f"{quantity}: KL, H, W1" for quantity in DISTANCES), MEASURES["seconds"][0]],
     ]
 
 
 def cells(row: dict[str, Any], axes: list[Axis]) -> list[list[str]]:
-    """A row of each of the two tables, under `headings`."""
+    """A row of each of the tables, under `headings`."""
     values = row["values"]
 
-    def number(name: str, digits: str) -> str:
+    def number(name: str, digits: str | None = None) -> str:
         one = values.get(name, {"mean": None, "sd": None})
         if one["mean"] is None:
             return "–"
+        digits = digits or MEASURES[name][1]
         spread = f" ± {one['sd']:{digits}}" if name in SPREAD and one["sd"] is not None else ""
         return f"{one['mean']:{digits}}{spread}"
 
     first = [row["method"], *(row["cell"].get(axis.key, "–") for axis in axes)]
-    shown = [number(name, digits) for name, (_, digits) in MEASURES.items() if name != "seconds"]
     apart = [", ".join(number(f"{quantity}_{key}", ".3f") for key in keys) for quantity, keys in DISTANCES.items()]
     apart = ["–" if set(one) <= set("–, ") else one for one in apart]
     runs = str(row["runs"]) if row["runs"] else "–"
-    return [[*first, runs, *shown], [*first, *apart, number("seconds", MEASURES["seconds"][1])]]
+    return [
+        [*first, runs, *map(number, LEARNT)],
+        [*first, *map(number, DRIVING)],
+        [*first, *apart, number("seconds")],
+    ]
 
 
 EXPLAINED = (
@@ -274,8 +280,9 @@ def write(out: Path, name: str, command: str, scores: list[Score], axes: list[Ax
         "command": command, "vary": [asdict(axis) for axis in axes], "scores": [asdict(one) for one in scores],
         "rows": rows, "ratios": ratios(scores), "trends": trends(rows, axes),
     }  # fmt: skip
-    first = 1 + len(axes)  # columns that both tables begin with
-    table = [own + other[first:] for own, other in (headings(axes), *(cells(row, axes) for row in rows))]
+    first = 1 + len(axes)  # columns that all tables begin with
+    shown = [headings(axes), *(cells(row, axes) for row in rows)]
+    table = [own + driving[first:] + record[first:] for own, driving, record in shown]
     text = "\n\n".join([EXPLAINED, "\n".join(f"- {line}" for line in told(scores, rows, axes))]).strip()
     (_, main), *more = pictures(out, scores, rows, axes).items()
     return write_result(out, name, command, text, table, main, data, dict(more))

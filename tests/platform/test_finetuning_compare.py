@@ -176,7 +176,10 @@ def test_a_table_says_what_the_runs_said(tmp_path: Path) -> None:
     )
     assert (found["gap"]["below"], found["gap"]["pairs"]) == (1, 2)
     assert found["restricted"]["ratio"] == 1.0
-    shown, apart = (dict(zip(*both, strict=True)) for both in zip(headings([]), cells(rows[1], []), strict=True))
+    shown, drives, apart = (
+        dict(zip(*both, strict=True)) for both in zip(headings([]), cells(rows[1], []), strict=True)
+    )
+    assert (drives["fine-tuner"], drives["multiplier"]) == ("mappo", "0.1000")
     assert (shown["CCE-gap"], shown["less cost"], shown["runs"]) == ("2.750 ± 0.354", "–", "2")
     assert (apart["speed: KL, H, W1"], apart["spacing: KL, H, W1"]) == ("1.000, 0.500, 2.000", "–")
     text = write(tmp_path, "all", "throng compare", scores, []).read_text()
