@@ -41,7 +41,7 @@ demo: venv  ## learn the built-in town, two to five minutes; the last line names
 test: venv  ## the tests, two files at a time
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
-studies: venv  ## the tables of docs/results/: whole searches, two hours or more
+studies: venv  ## the tables of docs/results/: whole searches, eight hours or more
 	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 1 $(ARGS)
 	$(BIN)/python bench/study.py town --truths 3 4 --seeds 0 1 --name town-held-out $(ARGS)
 	$(BIN)/python bench/study.py town --truths 0 1 2 --seeds 0 1 --set latent.kind=table --set search.screen=1 --set search.guidance=false \
