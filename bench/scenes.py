@@ -92,6 +92,15 @@ def compared(scene: str, table: str, seeds: list[int], name: str, given: argpars
     return ["compare", config, "--methods", one.methods, *one.more, *flags, *where]
 
 
+def published(folder: Path, name: str, out: Path) -> None:
+    """Copies a table, its numbers and pictures to `out`, but for the one with the map: recordings are not ours to publish."""
+    for path in folder.glob(f"{name}*"):
+        if not path.stem.endswith("-scenes"):
+            shutil.copy(path, out / path.name)
+    text = (out / f"{name}.md").read_text()
+    (out / f"{name}.md").write_text(text.replace(f"\n\n![{name}-scenes]({name}-scenes.png)", ""))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -124,8 +133,7 @@ def main() -> None:
     for table, scene in product(given.tables, given.scenes):
         name = f"scenes-{scene}-{table}"
         throng(*compared(scene, table, given.seeds[: TABLES[table].seeds], name, given))
-        for path in (given.runs / f"{scene}-{table}").glob(f"{name}*"):
-            shutil.copy(path, given.out / path.name)
+        published(given.runs / f"{scene}-{table}", name, given.out)
 
 
 if __name__ == "__main__":

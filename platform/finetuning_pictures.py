@@ -204,7 +204,7 @@ def _scenes(out: Path, scores: list[Score], axes: list[Axis]) -> Figure:
     _legend(
         figure,
         keys,
-        f"{told}\nnumbers: least spacing and speed, means of all futures; mean multiplier λ of the training",
+        f"{told}\nnumbers: spacing and speed, means of all futures; mean multiplier λ of the training",
     )
     return figure
 
@@ -264,7 +264,15 @@ def _scale(panel: Axes, left: float, bottom: float, right: float) -> None:
     x, y = left + 0.04 * (right - left), bottom + 0.05 * (right - left)
     panel.plot([x, x + length], [y, y], color=INK, linewidth=1.5, zorder=7)
     panel.text(
-        x + length / 2, y + 0.015 * (right - left), f"{length} m", ha="center", va="bottom", fontsize=7, color=INK
+        x + length / 2,
+        y + 0.015 * (right - left),
+        f"{length} m",
+        ha="center",
+        va="bottom",
+        fontsize=7,
+        color=INK,
+        zorder=9,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
 
 
