@@ -3,8 +3,8 @@
     python bench/scenes.py --recorded ../shared/data/scenes --seeds 0 1 2 3 4
 
 A world model is trained first, on scenes of another simulation of the town and all recorded Waymo and Argoverse scenes but
-those of the study (--epochs times). Then `throng compare` runs for each scene: both algorithms of TrafficGamer's paper, both of
-CCE-MASAC's (with critics that are fast enough, see bench/crossing.py), and TrafficGamer for three distances times three
+those of the study (--epochs times). Then `throng compare` runs for each scene: both algorithms of TrafficGamer's paper, both
+of CCE-MASAC's (with critics that are fast enough, see bench/crossing.py), and TrafficGamer for three distances times three
 confidences. --processes of these work at once, each on one (scene, seed); what is finished is not done again. An estimate for
 all of it is six hours of two processors: --scenes and --tables choose.
 """
