@@ -66,7 +66,9 @@ def score(method: str, cell: dict[str, str], seed: int, out: Path, name: str) ->
     ledger = store.ledger()
     curves = {key: _by_episode(ledger, key) for key in ("return", "cost", "multiplier") if key in ledger.column_names}
     gaps = result.get("gaps", {})
-    of_reward, less_cost = gaps.get("reward"), gaps.get("reward less cost")
+    of_reward = gaps.get("reward")
+    # Multipliers that are all 0 in the end take nothing from the reward: its gap is not measured again.
+    less_cost = gaps.get("reward less cost", of_reward if "multiplier" in curves else None)
     measures: dict[str, float | None] = {
         "return": float(np.mean(curves["return"][-BLOCK:])),
         "gap": float(np.mean(of_reward["gap"])) if of_reward else None,

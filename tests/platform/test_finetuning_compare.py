@@ -134,7 +134,8 @@ def _left(out: Path, name: str, gaps: tuple[float, float], cost: float) -> None:
     config = FineTuningConfig.model_validate({"system": "mappo", "world_model": {"folder": "/model"}})
     store = RunStore.create(out / name, config)
     rows = [
-        {"episode": e, "agent": a, "seconds": 1.0 + e, "return": -10.0 * (e + 1) - a, "cost": 0.1, "multiplier": 0.2 * e}
+        {"episode": e, "agent": a, "seconds": 1.0 + e, "return": -10.0 * (e + 1) - a, "cost": 0.1}
+        | ({"multiplier": 0.2 * e} if name.endswith("trafficgamer") else {})
         for e in range(2) for a in range(2)
     ]  # fmt: skip
     store.commit(0, rows, {}, {"x": torch.zeros(1)}, {"episodes": 2})
@@ -166,6 +167,7 @@ def test_a_table_says_what_the_runs_said(tmp_path: Path) -> None:
     assert (first["return"], first["multiplier"], first["seconds"]) == pytest.approx((-15.5, 0.1, 1.5))
     own, other, record = rows = summarise(scores)
     assert own["values"]["gap"]["mean"] == pytest.approx(14 / 3)
+    assert own["values"]["gap_less_cost"] == own["values"]["gap"], "multipliers that ended at 0 were not asked for anew"
     assert other["values"]["gap"]["sd"] == pytest.approx(0.125**0.5)
     assert own["values"]["spacing_hellinger"]["mean"] is None
     assert record["values"]["speed_m_s"]["mean"] == 8.0
@@ -179,7 +181,7 @@ def test_a_table_says_what_the_runs_said(tmp_path: Path) -> None:
     shown, drives, apart = (
         dict(zip(*both, strict=True)) for both in zip(headings([]), cells(rows[1], []), strict=True)
     )
-    assert (drives["fine-tuner"], drives["multiplier"]) == ("mappo", "0.1000")
+    assert (drives["fine-tuner"], drives["multiplier"]) == ("mappo", "–")
     assert (shown["CCE-gap"], shown["less cost"], shown["runs"]) == ("2.750 ± 0.354", "–", "2")
     assert (apart["speed: KL, H, W1"], apart["spacing: KL, H, W1"]) == ("1.000, 0.500, 2.000", "–")
     text = write(tmp_path, "all", "throng compare", scores, []).read_text()
