@@ -49,6 +49,14 @@ LENGTHS = ("search.budget", "search.generations", "search.patience", "training.e
 NEEDED = 200 * 2**20  # bytes of free space below which a run is not begun
 
 
+def _by_name(config: RunConfig) -> dict[str, Any]:
+    """What must stay as it is in a run's folder, as `group.key`, or `group` where it has no keys."""
+    data = {group: one for group, one in config.model_dump(mode="json").items() if group not in FREE}
+    groups = {group: one for group, one in data.items() if isinstance(one, dict)}
+    alone = {group: one for group, one in data.items() if group not in groups}
+    return alone | {f"{group}.{key}": value for group, one in groups.items() for key, value in one.items()}
+
+
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file under a temporary name and renames it, so that readers see it whole or not at all.
 
@@ -202,15 +210,11 @@ class RunStore:
         data = read_yaml(path)
         if data.get("system") != config.model_dump().get("system"):
             raise InputError(f"{self.directory}: holds a run of another system; choose another --out")
-        before = validated(type(config), data, path).model_dump(mode="json")
-        now = config.model_dump(mode="json")
+        before, now = _by_name(validated(type(config), data, path)), _by_name(config)
         changed = [
-            f"{group}.{key}" if isinstance(now[group], dict) else group
-            for group in now
-            if group not in FREE
-            for key in (now[group] if isinstance(now[group], dict) else [""])
-            if (now[group][key] != before[group][key] if key else now[group] != before[group])
-            and not (extend and f"{group}.{key}" in LENGTHS)
+            name
+            for name in dict.fromkeys([*now, *before])
+            if now.get(name) != before.get(name) and not (extend and name in LENGTHS)
         ]
         if changed:
             hint = "" if extend else " (a longer run of the same kind: add --resume)"

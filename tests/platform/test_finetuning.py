@@ -11,7 +11,10 @@ import pytest
 import torch
 from driving_scenes import fine_tuning, made
 from safetensors.torch import load_file
+from throng.platform.finetuning_config import FineTuningConfig
+from throng.platform.store import RunStore
 from throng.scenarios.driving.files import read_scenes
+from throng.scenarios.errors import InputError
 
 Run = Callable[..., int]
 
@@ -124,3 +127,19 @@ def test_what_is_wrong_is_named(
     assert throng_here("run", str(case), "--out", str(case.parent / "run"), "--set", option) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not (case.parent / "run").exists()
+
+
+@pytest.mark.parametrize(("learnt", "asked"), [({}, {"clip": 0.1}), ({"clip": 0.1}, {})])
+def test_a_setting_that_a_run_had_not_is_another_run(
+    tmp_path: Path, learnt: dict[str, float], asked: dict[str, float]
+) -> None:
+    """A run's `algorithm` has only what was set: a key more or less than in the folder is a difference, not a crash."""
+
+    def config(algorithm: dict[str, float]) -> FineTuningConfig:
+        data = {"system": "mappo", "world_model": {"folder": "/model"}, "algorithm": algorithm}
+        return FineTuningConfig.model_validate(data)
+
+    RunStore.create(tmp_path / "run", config(learnt)).close()
+    with pytest.raises(InputError, match=r"holds another run: algorithm\.clip differs"):
+        RunStore.create(tmp_path / "run", config(asked))
+    RunStore.create(tmp_path / "run", config(learnt)).close()
