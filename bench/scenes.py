@@ -5,7 +5,7 @@
 A world model is trained first, on scenes of another simulation of the town and all recorded Waymo and Argoverse scenes but
 those of the study (--epochs times). Then `throng compare` runs for each scene: both algorithms of TrafficGamer's paper, both
 of CCE-MASAC's (with critics that are fast enough, see bench/crossing.py), and TrafficGamer for three distances, for three
-confidences (with multipliers that bite within 60 episodes), and for all nine pairs with the code's multipliers and one seed.
+confidences (with multipliers that bite within 60 episodes), and for all nine pairs with the default multipliers and one seed.
 --processes of these work at once, each on one (scene, seed); what is finished is not done again. An estimate for all of it is
 five hours of two processors: --scenes and --tables choose.
 """
@@ -33,7 +33,7 @@ SCENES = {
 LEARNT = ("womd/*.json.gz", "womd/*.sd.npz", "av2_mf/0a0a*/scenario_*.parquet")
 SIZE = ("scene.agents=4", "scene.most=16")
 GAPS = ("evaluation.iterations=20", "evaluation.evaluated=64", "evaluation.pictures=0")
-# With the code's 0.01 a multiplier is not a tenth after a hundred episodes.
+# With the default, 0.01, a multiplier is not a tenth after a hundred episodes.
 BITING = ("algorithm.multiplier_rate=0.3", "evaluation.iterations=0", "evaluation.pictures=0")
 DISTANCES = ("--vary", "terms.distance_limit=3,7,11")
 CONFIDENCES = ("--vary", "algorithm.confidence=0,0.5,0.9")
