@@ -45,7 +45,8 @@ METHODS: dict[
     SLOW: ("masac", {}, (100,)),
 }
 CELLS = ((3.0, 0.0), (7.0, 0.0), (11.0, 0.0), (7.0, 0.5), (7.0, 0.9))  # distances and confidences
-GRID = 300  # episodes of each: a multiplier rises by a hundredth of the costs in an episode
+GRID = 100  # episodes of each
+BITING = {"multiplier_rate": 0.3}  # as on recorded scenes: by default a multiplier rises by a hundredth of the costs an episode
 
 
 @dataclass(frozen=True)

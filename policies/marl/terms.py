@@ -105,7 +105,7 @@ class Multiplier(nn.Module):
     """A Lagrange multiplier for each agent, projected to what is not negative.
 
     Args:
-        budget: mean cost per moment that is allowed (epsilon of Eq. 16).
+        budget: cost per moment that is allowed (epsilon of Eq. 16 and 17).
         rate: step of the dual ascent.
     """
 
@@ -117,7 +117,7 @@ class Multiplier(nn.Module):
         self.register_buffer("value", torch.zeros(agents))
 
     def ascend(self, cost: Tensor) -> None:
-        """Up where the mean cost `[agents]` exceeds the budget, down where it does not."""
+        """Up where the cost per moment `[agents]` exceeds the budget, down where it does not."""
         self.value.add_(self.rate * (cost - self.budget)).clamp_min_(0.0)
 
 

@@ -1,8 +1,9 @@
 """TrafficGamer: PPO towards a coarse correlated equilibrium, pulled to what the world model says, under a constraint.
 
 Each agent raises its reward and a bonus for what it rarely sees, less the divergence of its policy from the magnet's and from
-its own of before (Eq. 14), while the tail of its costs stays within a budget (Eq. 17). See Algorithm 1; where the paper and
-its code contradict themselves, `TrafficGamerSettings` and the functions of `terms` say what is done.
+its own of before (Eq. 14), while the tail of its costs stays within a budget (Eq. 17): the cost critic values moments by it,
+and multipliers rise until the costliest games keep the budget, too. See Algorithm 1; where the paper and its code contradict
+themselves, `TrafficGamerSettings` and the functions of `terms` say what is done.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class TrafficGamerSettings:
     magnet: float = 0.05  # eta_1: weight of the divergence from the magnet
     proximal: float = 0.05  # 1 / eta_2: weight of the divergence from the policy before the update
     bonus: float = 0.1  # c of Eq. 11
-    confidence: float = 0.0  # of the costs' tail: 0 is their mean, towards 1 the worst of them
-    budget: float = 0.02  # mean cost per moment that is allowed
+    confidence: float = 0.0  # of the costs' tail: 0 is their mean, 0.9 the mean of the costliest tenth of games
+    budget: float = 0.02  # cost per moment that is allowed, in the mean of that tail
     multiplier_rate: float = 0.01
     actor_rate: float = 5e-5
     critic_rate: float = 1e-4
@@ -113,7 +114,8 @@ class TrafficGamer(Learner):
             clip_each(self.costs.parameters(), given.most)
             self.optimizer.step()
         cost = played.cost.mean((0, 1))
-        self.multiplier.ascend(cost)
+        # Eq. 17 constrains the risk of what a game costs; Algorithm 1 has the mean here, with which no confidence matters.
+        self.multiplier.ascend(cvar(played.cost.mean(0).T, given.confidence))
         return {
             "return": played.returns().mean(0),
             "cost": cost,

@@ -145,6 +145,18 @@ def test_multipliers_rise_with_the_distance_that_is_to_be_kept() -> None:
     assert 0.0 <= found[0] < found[1]
 
 
+@pytest.mark.parametrize(("confidence", "worst"), [(0.0, 32), (0.75, 8)])
+def test_multipliers_follow_the_costliest_games(confidence: float, worst: int) -> None:
+    game = Crossing(DrivingTerms(distance_limit=11.0))
+    algorithm = ALGORITHMS["trafficgamer"]
+    learner = algorithm.made(game, algorithm.settings(confidence=confidence, budget=0.01, multiplier_rate=0.5), 0)
+    told = play(game, learner.act, learner.head.action, 32, torch.Generator().manual_seed(3))
+    multiplier = learner.update(told)["multiplier"]
+    of_games = told.cost.mean(0).sort(0).values  # [rollouts, agents]
+    assert torch.allclose(multiplier, 0.5 * (of_games[-worst:].mean(0) - 0.01))
+    assert (of_games.std(0) > 0).all()
+
+
 def test_best_responses_by_training_come_near_the_exact_gap() -> None:
     game = small_games.inspection()
     learner = of_table("trafficgamer", game, 0.0, 0)  # about uniform
