@@ -44,9 +44,22 @@ METHODS: dict[
     "cce-masac": ("cce-masac", FAST, (100,)),
     SLOW: ("masac", {}, (100,)),
 }
-CELLS = ((3.0, 0.0), (7.0, 0.0), (11.0, 0.0), (7.0, 0.5), (7.0, 0.9))  # distances and confidences
+TRENDS = {  # what changes -> distances and confidences
+    "distance": ((3.0, 0.0), (7.0, 0.0), (11.0, 0.0)),
+    "confidence at 7 m": ((7.0, 0.0), (7.0, 0.5), (7.0, 0.9)),
+    "confidence at 11 m": ((11.0, 0.0), (11.0, 0.5), (11.0, 0.9)),
+}
+CELLS = tuple(dict.fromkeys(cell for cells in TRENDS.values() for cell in cells))
 GRID = 100  # episodes of each
-BITING = {"multiplier_rate": 0.3}  # as on recorded scenes: by default a multiplier rises by a hundredth of the costs an episode
+BITING = 0.3  # multipliers' rate there: with the default a multiplier rises by a hundredth of the costs in an episode
+COLUMNS = {  # of the grid: key -> heading and decimals
+    "mean_spacing": ("spacing, m", 1),
+    "spacing": ("least spacing, m", 2),
+    "speed": ("speed, m/s", 2),
+    "near": ("moments too near", 3),
+    "multiplier": ("mean multiplier", 2),
+    "return": ("return", 1),
+}
 
 
 @dataclass(frozen=True)
@@ -58,19 +71,21 @@ class Run:
     looks: tuple[int, ...]  # episodes after which gaps are measured, the last ends the training
     distance: float = 5.0
     confidence: float = 0.0
+    multiplier_rate: float = 0.01
     gap: bool = True
 
     @property
     def name(self) -> str:
         method = self.method.replace(",", "").replace(" ", "-")
-        return f"{method}-{self.seed}-{'-'.join(map(str, self.looks))}-{self.distance:g}-{self.confidence:g}"
+        looks = "-".join(map(str, self.looks))
+        return f"{method}-{self.seed}-{looks}-{self.distance:g}-{self.confidence:g}-{self.multiplier_rate:g}"
 
 
 def learner(run: Run, game: Crossing) -> Learner:
     name, given, _ = METHODS[run.method]
     algorithm = ALGORITHMS[name]
     if name == "trafficgamer":
-        given = {**given, "confidence": run.confidence}
+        given = {**given, "confidence": run.confidence, "multiplier_rate": run.multiplier_rate}
     return algorithm.made(game, algorithm.settings(**given), run.seed)
 
 
@@ -97,19 +112,23 @@ def done(run: Run) -> dict[str, Any]:
 def driving(game: Crossing, one: Learner, seed: int) -> dict[str, float]:
     """How the cars drive in games that are the same for all."""
     state, random = game.begin(EVALUATED, torch.Generator().manual_seed(10**6)), torch.Generator().manual_seed(seed)
-    spacing, speed, crashed, reward = [], [], [], []
+    spacing, least, speed, crashed, cost, reward = [], [], [], [], [], []
     for _ in range(game.horizon):
         draw, _ = one.act(game.see(state), random)
         state, outcome = game.step(state, one.head.action(draw))
         places = state.cars[..., :2]
-        near = (torch.cdist(places, places) + 1e3 * torch.eye(game.agents)).amin((1, 2))
-        spacing.append(near)
+        nearest = (torch.cdist(places, places) + 1e3 * torch.eye(game.agents)).amin(2)
+        spacing.append(nearest)
+        least.append(nearest.amin(1))
         speed.append(state.cars[..., 3])
-        crashed.append(near < game.terms.crash_distance)
+        crashed.append(least[-1] < game.terms.crash_distance)
+        cost.append(outcome.cost)
         reward.append(outcome.reward)
     return {
         "return": float(torch.stack(reward).sum(0).mean()),
-        "spacing": float(torch.stack(spacing).amin(0).mean()),
+        "mean_spacing": float(torch.stack(spacing).mean()),
+        "spacing": float(torch.stack(least).amin(0).mean()),
+        "near": float(torch.stack(cost).mean()),
         "speed": float(torch.stack(speed).mean()),
         "crashes": float(torch.stack(crashed).any(0).float().mean()),
     }
@@ -128,8 +147,9 @@ def all_done(runs: list[Run], folder: Path, processes: int) -> dict[Run, dict[st
     return {run: json.loads(path.read_text()) for run, path in paths.items()}
 
 
-def spread(values: list[float]) -> str:
-    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+def spread(values: list[float], decimals: int = 2) -> str:
+    told = f"{np.mean(values):.{decimals}f}"
+    return told + (f" ± {np.std(values, ddof=1):.{decimals}f}" if len(values) > 1 else "")
 
 
 def gap_table(results: dict[Run, dict[str, Any]], seeds: list[int]) -> list[str]:
@@ -155,21 +175,31 @@ def gap_table(results: dict[Run, dict[str, Any]], seeds: list[int]) -> list[str]
 
 
 def grid_table(results: dict[Run, dict[str, Any]], grid: list[Run]) -> list[str]:
-    lines = [
-        "| distance, m | confidence | least spacing, m | speed, m/s | mean multiplier | return |",
-        "|" + "---|" * 6,
-    ]
-    for distance, confidence in CELLS:
-        own = [results[run] for run in grid if (run.distance, run.confidence) == (distance, confidence)]
-        cells = [spread([one[key] for one in own]) for key in ("spacing", "speed", "multiplier", "return")]
+    seeds = sorted({run.seed for run in grid})
+    own = {cell: [results[run] for run in grid if (run.distance, run.confidence) == cell] for cell in CELLS}  # by seed
+    heads = ["distance, m", "confidence", *(head for head, _ in COLUMNS.values())]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for (distance, confidence), runs in own.items():
+        cells = [spread([one[key] for one in runs], decimals) for key, (_, decimals) in COLUMNS.items()]
         lines.append(f"| {distance:g} | {confidence:g} | {' | '.join(cells)} |")
+    lines.append("")
+    for name, cells_of in TRENDS.items():
+        told = []
+        for key in ("mean_spacing", "spacing", "speed", "multiplier"):
+            values = np.array([[one[key] for one in own[cell]] for cell in cells_of])  # [cells, seeds]
+            steps, means = np.diff(values, axis=0), values.mean(1)
+            told.append(
+                f"{COLUMNS[key][0]} × {means[-1] / means[0]:.2f} (rises at both steps in {int((steps > 0).all(0).sum())}, "
+                f"falls in {int((steps < 0).all(0).sum())} of {len(seeds)} seeds)"
+            )
+        lines.append(f"- From the least to the highest {name}: {'; '.join(told)}.")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--grid", type=int, default=3, help="seeds of each constraint and confidence")
+    parser.add_argument("--grid", type=int, default=10, help="seeds of each constraint and confidence")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--runs", type=Path, default=Path("runs/crossing"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
@@ -181,7 +211,7 @@ def main() -> None:
         if method != SLOW or seed in given.seeds[:3]
     ]
     grid = [
-        Run("trafficgamer", seed, (GRID,), distance, confidence, gap=False)
+        Run("trafficgamer", seed, (GRID,), distance, confidence, BITING, gap=False)
         for seed in given.seeds[: given.grid]
         for distance, confidence in CELLS
     ]

@@ -157,7 +157,7 @@ def _compare_fine_tuners(
         for row in rows:
             table.add_row(*cells(row, axes)[number])
         console.print(table)
-    for line in told(scores, rows, axes):
+    for line in told(scores, axes):
         console.print(line, highlight=False)
     console.print(EXPLAINED, style="dim", highlight=False)
     console.print(f"table: {path}\npictures: {path.with_suffix('.png')}", highlight=False, soft_wrap=True)

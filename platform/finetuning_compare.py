@@ -251,22 +251,23 @@ EXPLAINED = (
 )
 
 
-def told(scores: list[Score], rows: list[dict[str, Any]], axes: list[Axis]) -> list[str]:
+def told(scores: list[Score], axes: list[Axis]) -> list[str]:
     """What follows from the table, a line each."""
     lines = []
+    of = "seeds" if len(axes) == 1 else "pairs of a seed and the other's value"
     for one in ratios(scores):
         what = "CCE-gap" if one["measure"] == "gap" else "restricted gap"
         lines.append(
             f"{what}, {one['method']} / {one['baseline']}: {one['ratio']:.3f} (ratio of means); below 1 in "
             f"{one['below']} of {one['pairs']} pairs of runs"
         )
-    for one in trends(rows, axes):
+    for one in trends(scores, axes):
         heading, digits = MEASURES[one["measure"]]
         ratio = "" if one["ratio"] is None else f", ratio {one['ratio']:.2f}"
         way = "rises" if one["last"] >= one["first"] else "falls"
         lines.append(
             f"{one['method']}, {one['key']} from {one['from']} to {one['to']}: {heading} {one['first']:{digits}} to "
-            f"{one['last']:{digits}}{ratio}; {way} at every step in {one[way]} of {one['of']}"
+            f"{one['last']:{digits}}{ratio}; {way} at every step in {one[way]} of {one['of']} {of}"
         )
     return lines
 
@@ -278,11 +279,11 @@ def write(out: Path, name: str, command: str, scores: list[Score], axes: list[Ax
     rows = summarise(scores)
     data = {
         "command": command, "vary": [asdict(axis) for axis in axes], "scores": [asdict(one) for one in scores],
-        "rows": rows, "ratios": ratios(scores), "trends": trends(rows, axes),
+        "rows": rows, "ratios": ratios(scores), "trends": trends(scores, axes),
     }  # fmt: skip
     first = 1 + len(axes)  # columns that all tables begin with
     shown = [headings(axes), *(cells(row, axes) for row in rows)]
     table = [own + driving[first:] + record[first:] for own, driving, record in shown]
-    text = "\n\n".join([EXPLAINED, "\n".join(f"- {line}" for line in told(scores, rows, axes))]).strip()
+    text = "\n\n".join([EXPLAINED, "\n".join(f"- {line}" for line in told(scores, axes))]).strip()
     (_, main), *more = pictures(out, scores, rows, axes).items()
     return write_result(out, name, command, text, table, main, data, dict(more))

@@ -138,28 +138,28 @@ def ratios(scores: list[Score]) -> list[dict[str, Any]]:
     return found
 
 
-def trends(rows: list[dict[str, Any]], axes: list[Axis]) -> list[dict[str, Any]]:
+def trends(scores: list[Score], axes: list[Axis]) -> list[dict[str, Any]]:
     """How measures go with what varies, if it is numbers, from the least to the greatest.
 
-    `first`, `last`: mean over the other setting's values; `rises`, `falls`: for how many `of` these the measure does so from
-    each value to the next.
+    A line is what a fine-tuner did with one seed (and value of the other setting) at each of the values. `first`, `last`:
+    means over lines; `rises`, `falls`: for how many `of` these the measure does so from each value to the next.
     """
     found = []
-    for method, axis in itertools.product(dict.fromkeys(row["method"] for row in rows if row["cell"]), axes):
+    for method, axis in itertools.product(dict.fromkeys(one.method for one in scores), axes):
         try:
             values = sorted(axis.values, key=float)
         except ValueError:
             continue
-        others = [tuple(one.values) for one in axes if one is not axis]
+        others = itertools.product(*(one.values for one in axes if one is not axis))
+        ends = list(itertools.product(others, dict.fromkeys(one.seed for one in scores)))
         for measure in TRENDS:
-            means = {
-                tuple(row["cell"].values()): row["values"][measure]["mean"] for row in rows if row["method"] == method
-            }
-            lines = [[means[_at(axes, axis, value, other)] for value in values] for other in itertools.product(*others)]
-            if any(one is None for line in lines for one in line):
+            known = {(one.where, one.seed): one.measures[measure] for one in scores if one.method == method}
+            told = [[known.get((_at(axes, axis, value, other), seed)) for value in values] for other, seed in ends]
+            lines = np.array([line for line in told if None not in line], dtype=float)
+            if not len(lines):
                 continue
             steps = np.diff(lines)
-            first, last = float(np.mean([line[0] for line in lines])), float(np.mean([line[-1] for line in lines]))
+            first, last = float(lines[:, 0].mean()), float(lines[:, -1].mean())
             found.append(
                 {
                     "method": method, "key": axis.key, "from": values[0], "to": values[-1], "measure": measure,

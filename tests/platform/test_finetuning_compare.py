@@ -188,14 +188,14 @@ def test_a_table_says_what_the_runs_said(tmp_path: Path) -> None:
     assert "CCE-gap, trafficgamer / mappo: 0.909 (ratio of means); below 1 in 1 of 2" in text
 
 
-def _scores(spacing: Callable[[float, float], float]) -> list[Score]:
+def _scores(spacing: Callable[[float, float], float], seed: int = 0) -> list[Score]:
     found = []
     for distance, confidence in itertools.product(DISTANCE.values, CONFIDENCE.values):
         cell = {DISTANCE.key: distance, CONFIDENCE.key: confidence}
         near = spacing(float(distance), float(confidence))
         known: dict[str, Any] = {"spacing_m": near, "least_spacing_m": near - 1.0, "multiplier": None}
         measures = known | {"speed_m_s": 9.0 - float(confidence), "gap": None, "restricted": None}
-        found.append(Score("trafficgamer", cell, 0, "", (), measures, {}, (), None))
+        found.append(Score("trafficgamer", cell, seed, "", (), measures, {}, (), None))
     return found
 
 
@@ -203,14 +203,20 @@ def test_trends_go_from_the_least_value_to_the_greatest() -> None:
     """Whatever the order they were given in; a line that does not rise all the way is not counted."""
     scores = _scores(lambda distance, confidence: distance if confidence == 0 else {3: 2.0, 7: 1.0, 11: 6.0}[distance])
     axes = [DISTANCE, CONFIDENCE]
-    rows = summarise(scores)
-    found = {(one["key"], one["measure"]): one for one in trends(rows, axes)}
+    found = {(one["key"], one["measure"]): one for one in trends(scores, axes)}
     spacing = found[DISTANCE.key, "spacing_m"]
     assert (spacing["from"], spacing["to"], spacing["first"], spacing["last"]) == ("3", "11", 2.5, 8.5)
     assert (spacing["ratio"], spacing["rises"], spacing["falls"], spacing["of"]) == (3.4, 1, 0, 2)
     speed = found[CONFIDENCE.key, "speed_m_s"]
     assert (speed["first"], speed["last"], speed["falls"], speed["of"]) == pytest.approx((9.0, 8.1, 3, 3))
     assert (DISTANCE.key, "multiplier") not in found
-    assert any(
-        "spacing 2.50 to 8.50, ratio 3.40; rises at every step in 1 of 2" in one for one in told(scores, rows, axes)
-    )
+    assert any("spacing 2.50 to 8.50, ratio 3.40; rises at every step in 1 of 2" in one for one in told(scores, axes))
+
+
+def test_trends_count_seeds_not_their_means() -> None:
+    """Spacing rises in one seed and falls in the other, which also lacks a cell; the means would rise."""
+    rising = _scores(lambda distance, _: 10.0 * distance)
+    falling = _scores(lambda distance, _: 20.0 - distance, seed=1)[:-1]
+    found = {(one["key"], one["measure"]): one for one in trends([*rising, *falling], [DISTANCE, CONFIDENCE])}
+    spacing = found[DISTANCE.key, "spacing_m"]
+    assert (spacing["rises"], spacing["falls"], spacing["of"]) == (2, 1, 3)
