@@ -49,7 +49,7 @@ TRENDS = {  # what changes -> distances and confidences
     "confidence at 7 m": ((7.0, 0.0), (7.0, 0.5), (7.0, 0.9)),
     "confidence at 11 m": ((11.0, 0.0), (11.0, 0.5), (11.0, 0.9)),
 }
-CELLS = tuple(dict.fromkeys(cell for cells in TRENDS.values() for cell in cells))
+CELLS = sorted({cell for cells in TRENDS.values() for cell in cells})
 GRID = 100  # episodes of each
 BITING = 0.3  # multipliers' rate there: with the default a multiplier rises by a hundredth of the costs in an episode
 COLUMNS = {  # of the grid: key -> heading and decimals
@@ -57,6 +57,7 @@ COLUMNS = {  # of the grid: key -> heading and decimals
     "spacing": ("least spacing, m", 2),
     "speed": ("speed, m/s", 2),
     "near": ("moments too near", 3),
+    "crashes": ("games with a crash", 2),
     "multiplier": ("mean multiplier", 2),
     "return": ("return", 1),
 }
@@ -185,7 +186,7 @@ def grid_table(results: dict[Run, dict[str, Any]], grid: list[Run]) -> list[str]
     lines.append("")
     for name, cells_of in TRENDS.items():
         told = []
-        for key in ("mean_spacing", "spacing", "speed", "multiplier"):
+        for key in ("mean_spacing", "spacing", "speed", "near", "multiplier"):
             values = np.array([[one[key] for one in own[cell]] for cell in cells_of])  # [cells, seeds]
             steps, means = np.diff(values, axis=0), values.mean(1)
             told.append(
