@@ -22,7 +22,7 @@ DISTANCES = {
     "speed": ("kullback_leibler_nats", "hellinger", "wasserstein_m_s"),
     "spacing": ("kullback_leibler_nats", "hellinger", "wasserstein_m"),
 }
-TRENDS = ("least_spacing_m", "spacing_m", "speed_m_s", "multiplier", "gap")
+TRENDS = ("least_spacing_m", "spacing_m", "speed_m_s", "cost", "multiplier", "gap")
 
 
 @dataclass(frozen=True)

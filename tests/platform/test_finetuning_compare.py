@@ -194,7 +194,7 @@ def _scores(spacing: Callable[[float, float], float], seed: int = 0) -> list[Sco
         cell = {DISTANCE.key: distance, CONFIDENCE.key: confidence}
         near = spacing(float(distance), float(confidence))
         known: dict[str, Any] = {"spacing_m": near, "least_spacing_m": near - 1.0, "multiplier": None}
-        measures = known | {"speed_m_s": 9.0 - float(confidence), "gap": None, "restricted": None}
+        measures = known | {"speed_m_s": 9.0 - float(confidence), "cost": 0.5, "gap": None, "restricted": None}
         found.append(Score("trafficgamer", cell, seed, "", (), measures, {}, (), None))
     return found
 
