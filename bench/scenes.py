@@ -93,13 +93,14 @@ def compared(scene: str, table: str, seeds: list[int], name: str, given: argpars
     return ["compare", config, "--methods", one.methods, *one.more, *flags, *where]
 
 
-def published(folder: Path, name: str, out: Path) -> None:
-    """Copies a table, its numbers and pictures to `out`, but for the one with the map: recordings are not ours to publish."""
+def published(folder: Path, name: str, out: Path, recorded: bool) -> None:
+    """Copies a table, its numbers and pictures to `out`; not a recording's map, which is not ours to publish."""
     for path in folder.glob(f"{name}*"):
-        if not path.stem.endswith("-scenes"):
+        if not (recorded and path.stem.endswith("-scenes")):
             shutil.copy(path, out / path.name)
-    text = (out / f"{name}.md").read_text()
-    (out / f"{name}.md").write_text(text.replace(f"\n\n![{name}-scenes]({name}-scenes.png)", ""))
+    if recorded:
+        text = (out / f"{name}.md").read_text()
+        (out / f"{name}.md").write_text(text.replace(f"\n\n![{name}-scenes]({name}-scenes.png)", ""))
 
 
 def main() -> None:
@@ -130,7 +131,7 @@ def main() -> None:
     for table, scene in product(given.tables, given.scenes):
         name = f"scenes-{scene}-{table}"
         throng(*compared(scene, table, given.seeds, name, given))
-        published(given.runs / f"{scene}-{table}", name, given.out)
+        published(given.runs / f"{scene}-{table}", name, given.out, recorded=SCENES[scene][1] is not None)
 
 
 if __name__ == "__main__":
