@@ -19,6 +19,7 @@ from .critics import Critic, polyak
 from .game import Played, Transitions, by_agent
 from .heads import Head
 from .networks import StackedMlp, clip_each
+from .ranges import Count, NotNegative, Positive, Share
 from .terms import Running, rarity_bonus
 
 
@@ -26,20 +27,20 @@ from .terms import Running, rarity_bonus
 class CceMasacSettings:
     """Defaults are those of the supplement (Table 1)."""
 
-    discount: float = 0.99
-    epochs: int = 10  # passes over all rollouts of an update
-    batch: int = 8  # rollouts of a gradient step
-    polyak: float = 0.005
-    temperature: float = 0.005  # in the beginning, of rewards with standard deviation 1
+    discount: Share = 0.99
+    epochs: Count = 10  # passes over all rollouts of an update
+    batch: Count = 8  # rollouts of a gradient step
+    polyak: Share = 0.005
+    temperature: Positive = 0.005  # in the beginning, of rewards with standard deviation 1
     entropy: float | None = None  # that the temperature is to hold; by default minus the numbers of an action
-    magnet: float = 0.05  # eta_1: weight of the divergence from the magnet
-    proximal: float = 0.05  # 1 / eta_2: weight of the divergence from the policy before the update
-    bonus: float = 0.1  # c of TrafficGamer's Eq. 11
-    actor_rate: float = 5e-5
-    critic_rate: float = 1e-4
-    temperature_rate: float = 5e-5
-    most: float = 0.5  # norm of an actor's and of a critic's gradient
-    hidden: int = 128
+    magnet: NotNegative = 0.05  # eta_1: weight of the divergence from the magnet
+    proximal: NotNegative = 0.05  # 1 / eta_2: weight of the divergence from the policy before the update
+    bonus: NotNegative = 0.1  # c of TrafficGamer's Eq. 11
+    actor_rate: NotNegative = 5e-5
+    critic_rate: NotNegative = 1e-4
+    temperature_rate: NotNegative = 5e-5
+    most: Positive = 0.5  # norm of an actor's and of a critic's gradient
+    hidden: Count = 128
 
 
 class CceMasac(Learner):

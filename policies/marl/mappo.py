@@ -12,6 +12,7 @@ from .critics import ScaledCritic
 from .game import Played, by_agent
 from .heads import Head
 from .networks import StackedMlp, clip_each
+from .ranges import Count, NotNegative, Positive, Share
 from .terms import clipped_surrogate, generalised_advantage, standardised
 
 
@@ -19,15 +20,15 @@ from .terms import clipped_surrogate, generalised_advantage, standardised
 class MappoSettings:
     """Defaults are those of TrafficGamer's code, whose baseline it is."""
 
-    discount: float = 0.99
-    trace: float = 0.95  # GAE's lambda
-    clip: float = 0.2
-    epochs: int = 10  # passes over all rollouts of an update
-    entropy: float = 0.005
-    actor_rate: float = 5e-5
-    critic_rate: float = 1e-4
-    most: float = 0.5  # norm of an actor's gradient
-    hidden: int = 128
+    discount: Share = 0.99
+    trace: Share = 0.95  # GAE's lambda
+    clip: Positive = 0.2
+    epochs: Count = 10  # passes over all rollouts of an update
+    entropy: NotNegative = 0.005
+    actor_rate: NotNegative = 5e-5
+    critic_rate: NotNegative = 1e-4
+    most: Positive = 0.5  # norm of an actor's gradient
+    hidden: Count = 128
 
 
 class Mappo(Learner):

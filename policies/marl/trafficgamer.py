@@ -18,6 +18,7 @@ from .critics import ScaledCritic
 from .game import Played, by_agent
 from .heads import Head
 from .networks import StackedMlp, clip_each
+from .ranges import Count, NotNegative, Positive, Share, ShareBelowOne
 from .terms import (
     QUANTILES,
     Multiplier,
@@ -34,23 +35,23 @@ from .terms import (
 class TrafficGamerSettings:
     """Defaults are those of the paper's code; the budget is ours (its code has none, so that multipliers could only rise)."""
 
-    discount: float = 0.99
-    trace: float = 0.95  # GAE's lambda
-    clip: float = 0.2
-    epochs: int = 10  # passes over all rollouts of an update
-    entropy: float = 0.005
-    magnet: float = 0.05  # eta_1: weight of the divergence from the magnet
-    proximal: float = 0.05  # 1 / eta_2: weight of the divergence from the policy before the update
-    bonus: float = 0.1  # c of Eq. 11
-    confidence: float = 0.0  # of the costs' tail: 0 is their mean, 0.9 the mean of the costliest tenth of games
-    budget: float = 0.02  # cost per moment that is allowed, in the mean of that tail
-    multiplier_rate: float = 0.01
-    actor_rate: float = 5e-5
-    critic_rate: float = 1e-4
-    cost_rate: float = 3e-4
-    most: float = 0.5  # norm of an actor's and of a cost critic's gradient
-    hidden: int = 128
-    cost_hidden: int = 256
+    discount: Share = 0.99
+    trace: Share = 0.95  # GAE's lambda
+    clip: Positive = 0.2
+    epochs: Count = 10  # passes over all rollouts of an update
+    entropy: NotNegative = 0.005
+    magnet: NotNegative = 0.05  # eta_1: weight of the divergence from the magnet
+    proximal: NotNegative = 0.05  # 1 / eta_2: weight of the divergence from the policy before the update
+    bonus: NotNegative = 0.1  # c of Eq. 11
+    confidence: ShareBelowOne = 0.0  # of the costs' tail: 0 is their mean, 0.9 the mean of the costliest tenth of games
+    budget: NotNegative = 0.02  # cost per moment that is allowed, in the mean of that tail
+    multiplier_rate: NotNegative = 0.01
+    actor_rate: NotNegative = 5e-5
+    critic_rate: NotNegative = 1e-4
+    cost_rate: NotNegative = 3e-4
+    most: Positive = 0.5  # norm of an actor's and of a cost critic's gradient
+    hidden: Count = 128
+    cost_hidden: Count = 256
 
 
 class TrafficGamer(Learner):
