@@ -115,7 +115,7 @@ class TrafficGamer(Learner):
             clip_each(self.costs.parameters(), given.most)
             self.optimizer.step()
         cost = played.cost.mean((0, 1))
-        # Eq. 17 constrains the risk of what a game costs; Algorithm 1 has the mean here, with which no confidence matters.
+        # Eq. 17 constrains the risk of what a game costs. The paper's code has the mean here: then no confidence matters.
         self.multiplier.ascend(cvar(played.cost.mean(0).T, given.confidence))
         return {
             "return": played.returns().mean(0),
