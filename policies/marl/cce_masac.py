@@ -70,7 +70,8 @@ class CceMasac(Learner):
                 {"params": list(self.actor.parameters()), "lr": settings.actor_rate},
                 {"params": list(self.critics.parameters()), "lr": settings.critic_rate},
                 {"params": [self.log_temperature], "lr": settings.temperature_rate, "weight_decay": 0.0},
-            ]
+            ],
+            fused=True,
         )
 
     def update(self, played: Played) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import elu, one_hot
+from torch.nn.functional import elu, one_hot, softplus
 
 NARROW = 2.0**-24  # single precision's least distance from 1
 LEAST = 0.02  # of a Laplace distribution's scale, of the highest action
@@ -77,7 +77,8 @@ class LaplaceHead:
 
     def log_prob(self, raw: Tensor, draw: Tensor) -> Tensor:
         mean, scale = self.parameters(raw)
-        return (laplace(draw, mean, scale) - self._bent(draw)).sum(-1)
+        density = laplace(draw, mean, scale)
+        return (density - bent(draw) if self.squashed else density).sum(-1)
 
     def entropy(self, raw: Tensor) -> Tensor:
         """Of draws."""
@@ -103,13 +104,6 @@ class LaplaceHead:
         mean, scale = self.parameters(raw)
         draw = quantile(mean, scale, torch.rand(mean.shape, generator=generator).to(mean))
         return draw[None], torch.ones_like(draw[None, ..., 0])
-
-    def _bent(self, draw: Tensor) -> Tensor:
-        """Logarithm of what actions change by with draws."""
-        if not self.squashed:
-            return torch.zeros_like(draw)
-        # 1 - tanh(x)^2 without cancellation.
-        return 2.0 * (0.6931471805599453 - draw - torch.nn.functional.softplus(-2.0 * draw))
 
 
 class CategoricalHead:
@@ -150,6 +144,11 @@ def quantile(mean: Tensor, scale: Tensor, share: Tensor) -> Tensor:
     """Of Laplace distributions: what a share, in [0, 1], of all draws lies below; finite also of 0 and 1."""
     u = (2.0 * share - 1.0).clamp(-1.0 + NARROW, 1.0 - NARROW)
     return mean - scale * torch.sign(u) * torch.log1p(-u.abs())
+
+
+def bent(draw: Tensor) -> Tensor:
+    """Logarithm of 1 - tanh(x)^2, by which squashed actions change with draws, without cancellation."""
+    return 2.0 * (0.6931471805599453 - draw - softplus(-2.0 * draw))
 
 
 def laplace(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

@@ -51,7 +51,8 @@ class Mappo(Learner):
             [
                 {"params": list(self.actor.parameters()), "lr": settings.actor_rate},
                 {"params": list(self.critic.parameters()), "lr": settings.critic_rate},
-            ]
+            ],
+            fused=True,
         )
 
     def update(self, played: Played) -> dict[str, Tensor]:
@@ -69,9 +70,10 @@ class Mappo(Learner):
             ratio = torch.exp(self.head.log_prob(raw, draw) - before)
             gain = clipped_surrogate(ratio, advantage, given.clip).mean(1)
             entropy = self.head.entropy(raw).mean(1)
-            error = self.critic.loss(joint, target)
             self.optimizer.zero_grad()
-            torch.autograd.backward((error - gain - given.entropy * entropy).sum())
+            torch.autograd.backward((-gain - given.entropy * entropy).sum())
+            error = self.critic.loss(joint, target)
+            torch.autograd.backward(error.sum())
             clip_each(self.actor.parameters(), given.most)
             self.optimizer.step()
         return {

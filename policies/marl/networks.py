@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, relu
+from torch.linalg import vector_norm
+from torch.nn.functional import layer_norm
 
 
 class StackedLinear(nn.Module):
@@ -30,11 +31,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[agents, n, outputs]` of `[agents, n, inputs]`, or of `[n, inputs]` that all agents look at."""
-        if x.dim() == 2:
-            agents, inputs, outputs = self.weight.shape
-            both = x @ self.weight.transpose(0, 1).reshape(inputs, agents * outputs)
-            return both.view(len(x), agents, outputs).transpose(0, 1) + self.bias
-        return torch.baddbmm(self.bias, x, self.weight)
+        return torch.bmm(x.expand(len(self.weight), -1, -1), self.weight).add_(self.bias)
 
 
 class StackedMlp(nn.Module):
@@ -62,14 +59,14 @@ class StackedMlp(nn.Module):
         if self.own is not None:
             assert own is not None
             h = h + self.own(own)
-        h = layer_norm(h, h.shape[-1:]) * self.weight + self.bias  # addcmul's backward pass takes twice the time
-        return self.last(relu(h))
+        h = layer_norm(h, h.shape[-1:]) * self.weight  # addcmul's backward pass takes twice the time
+        return self.last(h.add_(self.bias).relu_())
 
 
 def clip_each(parameters: Iterable[nn.Parameter], most: float) -> None:
     """Scales the gradients `[agents, ...]` of every agent to a norm of `most` if theirs is larger."""
     gradients = [one.grad for one in parameters if one.grad is not None]
-    squares = torch.stack([one.flatten(1).square().sum(1) for one in gradients]).sum(0)
-    scale = (most / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)
+    norm = torch.stack([vector_norm(one.flatten(1), dim=1) for one in gradients]).norm(dim=0)
+    scale = (most / norm.clamp_min(1e-12)).clamp_max(1.0)
     for one in gradients:
         one.mul_(scale.view(-1, *[1] * (one.dim() - 1)))

@@ -74,7 +74,8 @@ class TrafficGamer(Learner):
                 {"params": list(self.actor.parameters()), "lr": settings.actor_rate},
                 {"params": list(self.critic.parameters()), "lr": settings.critic_rate},
                 {"params": list(self.costs.parameters()), "lr": settings.cost_rate},
-            ]
+            ],
+            fused=True,
         )
 
     def update(self, played: Played) -> dict[str, Tensor]:
@@ -106,11 +107,12 @@ class TrafficGamer(Learner):
             gain = clipped_surrogate(ratio, advantage, given.clip) - weight * ratio * dearer
             moved = self.head.divergence(raw, old)
             entropy = self.head.entropy(raw).mean(1)
-            value_error = self.critic.loss(joint, target)
-            cost_error = self._cost_loss(seen, played).mean(1)
             policy = (gain / (1.0 + weight) - given.proximal * moved).mean(1) + given.entropy * entropy
             self.optimizer.zero_grad()
-            torch.autograd.backward((value_error + cost_error - policy).sum())
+            torch.autograd.backward(-policy.sum())
+            value_error = self.critic.loss(joint, target)
+            torch.autograd.backward(value_error.sum())
+            torch.autograd.backward(self._cost_loss(seen, played).mean(1).sum())
             clip_each(self.actor.parameters(), given.most)
             clip_each(self.costs.parameters(), given.most)
             self.optimizer.step()
