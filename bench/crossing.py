@@ -34,12 +34,14 @@ from throng.policies.marl.game import play
 
 ROLLOUTS, EVALUATED = 32, 256
 FAST = {"critic_rate": 1e-3, "polyak": 0.05}
+PARTS = ("magnet", "bonus")  # without which TrafficGamer trains, too
 SLOW = "masac, slow critics"
 METHODS: dict[
     str, tuple[str, dict[str, float], tuple[int, ...]]
 ] = {  # name -> algorithm, settings, when gaps are measured
     "mappo": ("mappo", {}, (100, 200)),
     "trafficgamer": ("trafficgamer", {}, (100, 200)),
+    **{f"trafficgamer, no {part}": ("trafficgamer", {part: 0.0}, (100, 200)) for part in PARTS},
     "masac": ("masac", FAST, (100,)),
     "cce-masac": ("cce-masac", FAST, (100,)),
     SLOW: ("masac", {}, (100,)),
@@ -163,7 +165,8 @@ def gap_table(results: dict[Run, dict[str, Any]], seeds: list[int]) -> list[str]
         cells += [spread([one[key] for one in own]) for key in ("return", "spacing", "speed", "crashes")]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     lines.append("")
-    for one, other in (("trafficgamer", "mappo"), ("cce-masac", "masac")):
+    of_mappo = [name for name in METHODS if name.startswith("trafficgamer")]
+    for one, other in (*((name, "mappo") for name in of_mappo), ("cce-masac", "masac")):
         looks = METHODS[one][2]
         for number, look in enumerate(looks):
             pairs = [[results[Run(name, seed, looks)]["gaps"][number] for name in (one, other)] for seed in seeds]

@@ -34,6 +34,7 @@ SIZE = ("scene.agents=4", "scene.most=16")
 GAPS = ("evaluation.iterations=20", "evaluation.evaluated=64", "evaluation.pictures=0")
 # With the default, 0.01, a multiplier rises by a hundredth of an episode's costs.
 BITING = ("algorithm.multiplier_rate=0.3", "evaluation.iterations=0", "evaluation.pictures=1")
+PARTS = ("--vary", "algorithm.magnet=0,0.05", "--vary", "algorithm.bonus=0,0.1")
 NINE = ("--vary", "terms.distance_limit=3,7,11", "--vary", "algorithm.confidence=0,0.5,0.9")
 
 
@@ -50,6 +51,7 @@ class Table:
 TABLES = {
     "ppo": Table("mappo,trafficgamer", 100),
     "sac": Table("masac,cce-masac", 60, (*GAPS, "algorithm.critic_rate=1e-3", "algorithm.polyak=0.05")),
+    "parts": Table("trafficgamer", 100, GAPS, PARTS),
     "grid": Table("trafficgamer", 60, BITING, NINE),
 }
 

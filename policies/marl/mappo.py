@@ -71,6 +71,7 @@ class Mappo(Learner):
             gain = clipped_surrogate(ratio, advantage, given.clip).mean(1)
             entropy = self.head.entropy(raw).mean(1)
             self.optimizer.zero_grad()
+            # Each network's gradient by itself: what it needs is then still in the cache.
             torch.autograd.backward((-gain - given.entropy * entropy).sum())
             error = self.critic.loss(joint, target)
             torch.autograd.backward(error.sum())

@@ -109,6 +109,7 @@ class TrafficGamer(Learner):
             entropy = self.head.entropy(raw).mean(1)
             policy = (gain / (1.0 + weight) - given.proximal * moved).mean(1) + given.entropy * entropy
             self.optimizer.zero_grad()
+            # Each network's gradient by itself: what it needs is then still in the cache.
             torch.autograd.backward(-policy.sum())
             value_error = self.critic.loss(joint, target)
             torch.autograd.backward(value_error.sum())
