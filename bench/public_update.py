@@ -1,4 +1,4 @@
-"""PPO's update of one agent as the public TrafficGamer code does it (its MAPPO), written anew: what stacks are measured by.
+"""PPO's update of one agent as the public TrafficGamer code does it (its MAPPO), written anew, for comparison.
 
 Each agent has networks and an optimiser of its own, of PyTorch's layers as they come. It puts together what all agents saw,
 now and next, out of every rollout's moments, values both, goes back over the moments one by one for its advantages, and then
