@@ -24,12 +24,12 @@ from throng.policies.marl.algorithms import ALGORITHMS
 from throng.policies.marl.driving import DrivingTerms, driven
 from throng.policies.marl.game import Played, Seen, play
 from throng.policies.marl.imagined import OWN, ImaginedGame
-from throng.policies.marl.mappo import Mappo, MappoSettings
 from throng.scenarios.driving.insertion import drivers
 from throng.scenarios.driving.scene import Scene
 from worlds import scenes
 
 ROLLOUTS, AGENTS = 32, 5
+OF_AGENTS = ("observation", "draw", "log_prob", "magnet", "reward", "cost")  # what `Played` has of each
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def finetuning(quick: bool) -> list[Result]:
         Result(
             "fine-tuning, rollouts: one by one, encoded anew / batched and incremental", times, 5.0, "higher", detail
         ),
-        *(_updates(model, scene, agents, rollouts, quick) for agents in (AGENTS, 10)),
+        *(_updates(name, model, scene, agents, rollouts, quick) for name in ALGORITHMS for agents in (AGENTS, 10)),
         _agents(model, scene, rollouts, quick),
     ]
 
@@ -115,39 +115,42 @@ def _agents(model: WorldModel, scene: Scene, rollouts: int, quick: bool) -> Resu
     return Result("fine-tuning, an episode: 10 agents / 4", ratio(costs["10"], costs["4"]), 3.0, "lower", detail)
 
 
-def _updates(model: WorldModel, scene: Scene, agents: int, rollouts: int, quick: bool) -> Result:
-    """Of PPO on the same rollouts: agents in one stack, whose critics share a layer, or our learner for each, critics apart.
+def _updates(name: str, model: WorldModel, scene: Scene, agents: int, rollouts: int, quick: bool) -> Result:
+    """Of an algorithm, on the same rollouts: agents in one stack, whose critics share a layer, or a learner for each, apart.
 
-    Told beside it: the public code's way, which differs in more than the loop (its optimiser, how it puts moments together).
+    Told beside MAPPO's: the public code's way, which differs in more than the loop (optimiser, how moments are put together).
     """
+    algorithm = ALGORITHMS[name]
     game = ImaginedGame(model, scene, drivers(scene, agents).tolist(), DrivingTerms(), 3 if quick else 12)
-    head, settings = ALGORITHMS["mappo"].head(), MappoSettings()
-    stack = Mappo(agents, game.numbers, head, settings, 0)
-    played = play(game, stack.act, head.action, rollouts, torch.Generator().manual_seed(0))
-    public, kept = [PublicAgent(agents, game.numbers, settings) for _ in range(agents)], rollouts_of(played)
-    ours = [Mappo(1, game.numbers, head, settings, 0, agents * game.numbers) for _ in range(agents)]
+    settings = algorithm.settings()
+    stack = algorithm.made(game, settings, 0)
+    played = play(game, stack.act, stack.head.action, rollouts, torch.Generator().manual_seed(0))
+    wide = agents * game.numbers
+    ours = [algorithm.learner(1, game.numbers, algorithm.head(), settings, 0, wide) for _ in range(agents)]
     told = played.observation.flatten(2)[:, :, None]
-    names = ("observation", "draw", "log_prob", "magnet", "reward", "cost")
     parts = [
-        Played(**{name: getattr(played, name)[:, :, one : one + 1] for name in names}, blocks=told)
+        Played(**{each: getattr(played, each)[:, :, one : one + 1] for each in OF_AGENTS}, blocks=told)
         for one in range(agents)
     ]
-
-    def as_public() -> None:
-        for one, learner in enumerate(public):
-            learner.update(kept, one)
 
     def one_by_one() -> None:
         for learner, part in zip(ours, parts, strict=True):
             learner.update(part)
 
-    ways: dict[str, Callable[[], object]] = {
-        "public": as_public, "ours": one_by_one, "stack": lambda: stack.update(played)
-    }  # fmt: skip
-    costs = in_turns(2 if quick else 7, {name: lambda way=way: here(way) for name, way in ways.items()})
+    ways: dict[str, Callable[[], object]] = {"ours": one_by_one, "stack": lambda: stack.update(played)}
+    if name == "mappo":
+        public, kept = [PublicAgent(agents, game.numbers, settings) for _ in range(agents)], rollouts_of(played)
+
+        def as_public() -> None:
+            for one, learner in enumerate(public):
+                learner.update(kept, one)
+
+        ways["public"] = as_public
+    costs = in_turns(2 if quick else 5, {way: lambda call=call: here(call) for way, call in ways.items()})
     rows = played.reward.shape[0] * played.reward.shape[1]
     least = 1e3 * min(one.cpu for one in costs["stack"])
-    other = ratio(costs["public"], costs["stack"])
-    detail = f"{rows} rows, {settings.epochs} passes, {least:.0f} CPU ms; the public code's way {other:.2f} times"
+    detail = f"{rows} rows, {settings.epochs} passes, {least:.0f} CPU ms"
+    if "public" in costs:
+        detail += f"; the public code's way {ratio(costs['public'], costs['stack']):.2f} times"
     value = ratio(costs["ours"], costs["stack"])
-    return Result(f"fine-tuning, updates: {agents} agents one by one / stacked", value, 3.0, "higher", detail)
+    return Result(f"fine-tuning, updates of {name}: {agents} agents one by one / stacked", value, 3.0, "higher", detail)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .actors import Learner
-from .critics import Critic, polyak
+from .critics import TwinCritic, polyak
 from .game import Played, Transitions, by_agent
 from .heads import Head
 from .networks import StackedMlp, clip_each
@@ -48,19 +47,20 @@ class CceMasac(Learner):
 
     Args:
         numbers: of an agent's observation.
+        joint: numbers of what all see together; by default that of these agents.
     """
 
     updates: Tensor  # how many there were
 
-    def __init__(self, agents: int, numbers: int, head: Head, settings: CceMasacSettings, seed: int) -> None:
+    def __init__(
+        self, agents: int, numbers: int, head: Head, settings: CceMasacSettings, seed: int, joint: int | None = None
+    ) -> None:
         super().__init__()
         random = torch.Generator().manual_seed(seed)
         self.head, self.settings, self.seed = head, settings, seed
         self.actor = StackedMlp(agents, numbers, head.outputs, random, settings.hidden, last_gain=0.01)
         self.before = copy.deepcopy(self.actor).requires_grad_(False)
-        self.critics = nn.ModuleList(
-            Critic(agents, agents * numbers, random, settings.hidden, head.actions) for _ in range(2)
-        )
+        self.critics = TwinCritic(agents, joint or agents * numbers, random, settings.hidden, head.actions)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.full((agents, 1), settings.temperature).log())
         self.rewards = Running(agents)
@@ -103,29 +103,31 @@ class CceMasac(Learner):
         given = self.settings
         temperature = self.log_temperature.detach().exp()
         with torch.no_grad():
-            later, _ = self._value(self.targets, seen.after, seen.joint_after, seen.magnet_after, temperature, random)
+            after = self.targets.features(seen.joint_after)
+            later, _ = self._value(self.targets, after, seen.after, seen.magnet_after, temperature, random)
             target = seen.reward + given.discount * seen.goes_on * later
-        found = [critic(seen.joint, seen.action) for critic in self.critics]
+        looked = self.critics.features(seen.joint)
+        found = self.critics.values(looked, seen.action)
         critic_loss = torch.stack([(one - target).square().mean(1) for one in found]).sum(0)
+        looked = [one.detach() for one in looked]
         self.critics.requires_grad_(False)
-        value, entropy = self._value(self.critics, seen.now, seen.joint, seen.magnet, temperature, random)
+        value, entropy = self._value(self.critics, looked, seen.now, seen.magnet, temperature, random)
         self.critics.requires_grad_(True)
         wanted = -float(self.head.actions) if given.entropy is None else given.entropy
         warmer = self.log_temperature.exp()[:, 0] * (entropy.detach() - wanted)
         self.optimizer.zero_grad()
         torch.autograd.backward((critic_loss - value.mean(1) + warmer).sum())
         clip_each(self.actor.parameters(), given.most)
-        for critic in self.critics:
-            cast(Critic, critic).clip(given.most)
+        self.critics.clip(given.most)
         self.optimizer.step()
         polyak(self.targets, self.critics, given.polyak)
         return {"entropy": entropy.detach(), "value_error": critic_loss.detach()}
 
     def _value(
         self,
-        critics: nn.ModuleList,
+        critics: TwinCritic,
+        looked: list[Tensor],
         seen: Tensor,
-        joint: Tensor,
         magnet: Tensor,
         temperature: Tensor,
         random: torch.Generator,
@@ -137,7 +139,7 @@ class CceMasac(Learner):
         value = entropy = torch.zeros_like(weights[0])
         for draw, weight in zip(draws, weights, strict=True):
             action = self.head.action(draw)
-            least = torch.minimum(*(critic(joint, action) for critic in critics))
+            least = torch.minimum(*critics.values(looked, action))
             log_prob = self.head.log_prob(raw, draw)
             pulled = given.magnet * (log_prob - self.head.magnet_log_prob(magnet, draw))
             held = given.proximal * (log_prob - self.head.log_prob(before, draw))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, relu
@@ -31,13 +33,44 @@ class Critic(nn.Module):
 
     def forward(self, joint: Tensor, own: Tensor | None = None) -> Tensor:
         """`[agents, n]` of `joint` `[n, numbers]`, or of `[agents, n, numbers]` of which each looks at its own."""
+        return self.values(self.features(joint), own)
+
+    def features(self, joint: Tensor) -> Tensor:
+        """`[..., hidden]` of `joint`: nearly all of the work, and the same for all actions."""
         h = self.shared(joint)
-        return self.each(relu(layer_norm(h, h.shape[-1:])), own)[..., 0]
+        return relu(layer_norm(h, h.shape[-1:]))
+
+    def values(self, features: Tensor, own: Tensor | None = None) -> Tensor:
+        """`[agents, n]`."""
+        return self.each(features, own)[..., 0]
 
     def clip(self, most: float) -> None:
         """Scales the gradients of each agent's network, and of what all share, to a norm of `most` if it is larger."""
         clip_each(self.each.parameters(), most)
         nn.utils.clip_grad_norm_(self.shared.parameters(), most)
+
+
+class TwinCritic(nn.ModuleList):
+    """Two critics of actions, of which the lesser is believed (TD3, Fujimoto et al. 2018); arguments as `Critic` has them."""
+
+    def __init__(self, agents: int, joint: int, generator: torch.Generator, hidden: int, own: int) -> None:
+        super().__init__(Critic(agents, joint, generator, hidden, own) for _ in range(2))
+
+    def features(self, joint: Tensor) -> list[Tensor]:
+        """Of each, as `Critic.features`."""
+        return [one.features(joint) for one in self._both()]
+
+    def values(self, features: list[Tensor], own: Tensor) -> list[Tensor]:
+        """`[agents, n]` of each."""
+        return [one.values(h, own) for one, h in zip(self._both(), features, strict=True)]
+
+    def clip(self, most: float) -> None:
+        """As `Critic.clip`."""
+        for one in self._both():
+            one.clip(most)
+
+    def _both(self) -> list[Critic]:
+        return cast(list[Critic], list(self))
 
 
 class ScaledCritic(nn.Module):

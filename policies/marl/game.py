@@ -61,7 +61,11 @@ class Played:
 
         Of each agent, `[agents, moments * rollouts, agents * numbers]`, where every agent plays games of its own.
         """
-        return self.observation.flatten(2).flatten(0, 1) if self.blocks is None else by_agent(self.blocks)
+        return self.together(self.observation if self.blocks is None else self.blocks)
+
+    def together(self, values: Tensor) -> Tensor:
+        """Rows, as `joint` has them, of some moments or rollouts of what it is made of."""
+        return values.flatten(2).flatten(0, 1) if self.blocks is None else by_agent(values)
 
     def returns(self) -> Tensor:
         """`[rollouts, agents]` sums of rewards."""
@@ -102,7 +106,7 @@ def by_agent(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """Moments one by one, `[agents, n, ...]`; `joint` ones `[n, agents * numbers]`."""
+    """Moments one by one, `[agents, n, ...]`; joint ones as `Played.joint`."""
 
     now: Tensor  # observations
     joint: Tensor
@@ -123,12 +127,17 @@ class Transitions:
             rows: `[n]` which rollouts.
         """
         seen, magnet = played.observation[:, rows], played.magnet[:, rows]
-        # What follows the last moment does not matter: it stands for itself.
-        later, later_magnet = (torch.cat([one[1:], one[-1:]]) for one in (seen, magnet))
+        told = seen if played.blocks is None else played.blocks[:, rows]
+
+        def following(values: Tensor) -> Tensor:  # what follows the last moment does not matter: it stands for itself
+            return torch.cat([values[1:], values[-1:]])
+
+        later, later_magnet = following(seen), following(magnet)
+        told_later = later if played.blocks is None else following(told)
         goes_on = torch.ones_like(reward[:, rows])
         goes_on[-1] = 0.0
         return Transitions(
-            by_agent(seen), seen.flatten(2).flatten(0, 1), by_agent(magnet), by_agent(action[:, rows]),
-            by_agent(reward[:, rows]), by_agent(later), later.flatten(2).flatten(0, 1), by_agent(later_magnet),
+            by_agent(seen), played.together(told), by_agent(magnet), by_agent(action[:, rows]),
+            by_agent(reward[:, rows]), by_agent(later), played.together(told_later), by_agent(later_magnet),
             by_agent(goes_on),
         )  # fmt: skip

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .actors import Learner
-from .critics import Critic, polyak
+from .critics import TwinCritic, polyak
 from .game import Played, Transitions
 from .heads import Head
 from .networks import StackedMlp, clip_each
@@ -43,18 +42,19 @@ class Masac(Learner):
 
     Args:
         numbers: of an agent's observation.
+        joint: numbers of what all see together; by default that of these agents.
     """
 
     updates: Tensor  # how many there were
 
-    def __init__(self, agents: int, numbers: int, head: Head, settings: MasacSettings, seed: int) -> None:
+    def __init__(
+        self, agents: int, numbers: int, head: Head, settings: MasacSettings, seed: int, joint: int | None = None
+    ) -> None:
         super().__init__()
         random = torch.Generator().manual_seed(seed)
         self.head, self.settings = head, settings
         self.actor = StackedMlp(agents, numbers, head.outputs, random, settings.hidden, last_gain=0.01)
-        self.critics = nn.ModuleList(
-            Critic(agents, agents * numbers, random, settings.hidden, head.actions) for _ in range(2)
-        )
+        self.critics = TwinCritic(agents, joint or agents * numbers, random, settings.hidden, head.actions)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.full((agents, 1), settings.temperature).log())
         self.rewards = Running(agents)
@@ -93,26 +93,28 @@ class Masac(Learner):
         given = self.settings
         temperature = self.log_temperature.detach().exp()
         with torch.no_grad():
-            value, _ = self._value(self.targets, seen.after, seen.joint_after, temperature, random)
+            after = self.targets.features(seen.joint_after)
+            value, _ = self._value(self.targets, after, seen.after, temperature, random)
             target = seen.reward + given.discount * seen.goes_on * value
-        found = [critic(seen.joint, seen.action) for critic in self.critics]
+        looked = self.critics.features(seen.joint)
+        found = self.critics.values(looked, seen.action)
         critic_loss = torch.stack([(one - target).square().mean(1) for one in found]).sum(0)
+        looked = [one.detach() for one in looked]
         self.critics.requires_grad_(False)
-        value, entropy = self._value(self.critics, seen.now, seen.joint, temperature, random)
+        value, entropy = self._value(self.critics, looked, seen.now, temperature, random)
         self.critics.requires_grad_(True)
         wanted = -float(self.head.actions) if given.entropy is None else given.entropy
         warmer = self.log_temperature.exp()[:, 0] * (entropy.detach() - wanted)
         self.optimizer.zero_grad()
         torch.autograd.backward((critic_loss - value.mean(1) + warmer).sum())
         clip_each(self.actor.parameters(), given.most)
-        for critic in self.critics:
-            cast(Critic, critic).clip(given.most)
+        self.critics.clip(given.most)
         self.optimizer.step()
         polyak(self.targets, self.critics, given.polyak)
         return {"entropy": entropy.detach(), "value_error": critic_loss.detach()}
 
     def _value(
-        self, critics: nn.ModuleList, seen: Tensor, joint: Tensor, temperature: Tensor, random: torch.Generator
+        self, critics: TwinCritic, looked: list[Tensor], seen: Tensor, temperature: Tensor, random: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Soft values `[agents, n]` of the actors' policies, and their mean entropies `[agents]`."""
         raw = self.actor(seen)
@@ -120,7 +122,7 @@ class Masac(Learner):
         value = entropy = torch.zeros_like(weights[0])
         for draw, weight in zip(draws, weights, strict=True):
             action = self.head.action(draw)
-            least = torch.minimum(*(critic(joint, action) for critic in critics))
+            least = torch.minimum(*critics.values(looked, action))
             log_prob = self.head.log_prob(raw, draw)
             value = value + weight * (least - temperature * log_prob)
             entropy = entropy - weight * log_prob

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 QUANTILES = 64
-KAPPA = 1.0  # within which the quantile loss is quadratic
 KEPT = 0.95  # of means and mean squares, from one batch to the next
 PROJECTED = 8  # numbers to which observations are projected before their density is told
 
@@ -59,46 +55,6 @@ def cvar(quantiles: Tensor, confidence: float) -> Tensor:
     ends = torch.arange(1, n + 1, device=quantiles.device, dtype=quantiles.dtype) / n
     weight = (ends - confidence).clamp(0.0, 1.0 / n) / (1.0 - confidence)
     return (quantiles.sort(-1).values * weight).sum(-1)
-
-
-def quantile_loss(quantiles: Tensor, target: Tensor) -> Tensor:
-    """Quantile regression with Huber's loss (TrafficGamer, Eq. 19), `[...]`.
-
-    Args:
-        quantiles: `[..., n]`, of (1/2, 3/2, …) / n.
-        target: `[..., m]` equally likely samples.
-    """
-    return _QuantileLoss.apply(quantiles, target)  # type: ignore[no-untyped-call]
-
-
-class _QuantileLoss(torch.autograd.Function):
-    """From sums over sorted targets, without looking at all pairs: an eighth of the time at 64 quantiles."""
-
-    @staticmethod
-    def forward(ctx: Any, quantiles: Tensor, target: Tensor) -> Tensor:
-        n, m = quantiles.shape[-1], target.shape[-1]
-        level = (torch.arange(n, device=quantiles.device, dtype=quantiles.dtype) + 0.5) / n
-        z = target.sort(-1).values.contiguous()
-        sums = torch.stack([z, z.square()]).cumsum(-1)
-        sums = torch.cat([torch.zeros_like(sums[..., :1]), sums], dim=-1)  # of the first 0 to m
-        # How many targets lie below a quantile by more than kappa, below it, and not above it by more than kappa.
-        ends = [torch.searchsorted(z, quantiles + off) for off in (-KAPPA, 0.0, KAPPA)]
-        at = [sums.gather(-1, end.expand(2, *end.shape)) for end in ends]
-        far, near, close, high = ends[0], ends[1] - ends[0], ends[2] - ends[1], m - ends[2]
-        (low, low2), (mid, mid2) = at[1] - at[0], at[2] - at[1]
-        below, above = at[0][0], sums[0, ..., -1:] - at[2][0]
-        q = quantiles
-        pull_below, pull_above = low - q * near - KAPPA * far, mid - q * close + KAPPA * high
-        loss_below = (low2 - 2 * q * low + near * q.square()) / 2 + KAPPA * (far * (q - KAPPA / 2) - below)
-        loss_above = (mid2 - 2 * q * mid + close * q.square()) / 2 + KAPPA * (above - high * (q + KAPPA / 2))
-        ctx.save_for_backward(((1.0 - level) * pull_below + level * pull_above) / m)
-        return (((1.0 - level) * loss_below + level * loss_above) / m).sum(-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (pull,) = ctx.saved_tensors
-        return -pull * gradient[..., None], None
 
 
 class Multiplier(nn.Module):

@@ -17,6 +17,7 @@ from .actors import Learner
 from .critics import ScaledCritic
 from .game import Played, by_agent
 from .heads import Head
+from .kernels import quantile_loss
 from .networks import StackedMlp, clip_each
 from .ranges import Count, NotNegative, Positive, Share, ShareBelowOne
 from .terms import (
@@ -25,7 +26,6 @@ from .terms import (
     clipped_surrogate,
     cvar,
     generalised_advantage,
-    quantile_loss,
     rarity_bonus,
     standardised,
 )
@@ -59,14 +59,17 @@ class TrafficGamer(Learner):
 
     Args:
         numbers: of an agent's observation.
+        joint: numbers of what all see together; by default that of these agents.
     """
 
-    def __init__(self, agents: int, numbers: int, head: Head, settings: TrafficGamerSettings, seed: int) -> None:
+    def __init__(
+        self, agents: int, numbers: int, head: Head, settings: TrafficGamerSettings, seed: int, joint: int | None = None
+    ) -> None:
         super().__init__()
         random = torch.Generator().manual_seed(seed)
         self.head, self.settings, self.seed = head, settings, seed
         self.actor = StackedMlp(agents, numbers, head.outputs, random, settings.hidden, last_gain=0.01)
-        self.critic = ScaledCritic(agents, agents * numbers, random, settings.hidden)
+        self.critic = ScaledCritic(agents, joint or agents * numbers, random, settings.hidden)
         self.costs = StackedMlp(agents, numbers, QUANTILES, random, settings.cost_hidden, last_gain=0.01)
         self.multiplier = Multiplier(agents, settings.budget, settings.multiplier_rate)
         self.optimizer = torch.optim.AdamW(

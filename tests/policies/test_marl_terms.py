@@ -11,6 +11,7 @@ from throng.policies.marl.critics import ScaledCritic
 from throng.policies.marl.driving import HIGHEST, driven
 from throng.policies.marl.game import Played, Transitions
 from throng.policies.marl.heads import CategoricalHead, LaplaceHead, quantile
+from throng.policies.marl.kernels import quantile_loss
 from throng.policies.marl.networks import StackedMlp, clip_each
 from throng.policies.marl.small_games import biased_rock_paper_scissors, inspection, merge
 from throng.policies.marl.terms import (
@@ -18,7 +19,6 @@ from throng.policies.marl.terms import (
     Running,
     cvar,
     generalised_advantage,
-    quantile_loss,
     rarity_bonus,
 )
 
@@ -56,19 +56,6 @@ def test_cvar_rises_with_confidence_and_refuses_nonsense() -> None:
     assert torch.allclose(risks[0], costs.mean(-1))
     with pytest.raises(ValueError, match="confidence"):
         cvar(costs, 1.0)
-
-
-def test_the_quantile_loss_is_that_of_all_pairs() -> None:
-    quantiles, target = (2 * numbers(7, 5, 16)).requires_grad_(), 3 * numbers(7, 5, 12, seed=1)
-    off = target[..., None, :] - quantiles[..., None]
-    level = ((torch.arange(16) + 0.5) / 16)[:, None]
-    huber = torch.where(off.abs() <= 1, 0.5 * off.square(), off.abs() - 0.5)
-    plain = ((level - (off < 0).double()).abs() * huber).mean(-1).sum(-1)
-    found = quantile_loss(quantiles, target)
-    assert torch.allclose(found, plain)
-    weight = numbers(7, 5, seed=2)
-    one, other = (torch.autograd.grad((loss * weight).sum(), quantiles)[0] for loss in (found, plain))
-    assert torch.allclose(one, other)
 
 
 def test_quantile_regression_finds_the_tail_of_what_is_drawn() -> None:
