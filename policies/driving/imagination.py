@@ -99,7 +99,7 @@ def _copied(memory: Memory, copies: int) -> Memory:
     def rows(values: Tensor) -> Tensor:
         return values.repeat(copies, *[1] * (values.dim() - 1))
 
-    keys = [(k.repeat(1, copies, 1, 1), v.repeat(1, copies, 1, 1)) for k, v in memory.keys]
+    keys = [one.repeat(1, copies, 1, 1) for one in memory.keys]
     return Memory(rows(memory.pose), rows(memory.there), rows(memory.speed), rows(memory.token), keys)
 
 
