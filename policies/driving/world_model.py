@@ -111,7 +111,7 @@ class Attention(nn.Module):
             there: `[n, many]` bool.
         """
         n, looking, hidden = x.shape
-        keys, values = what.split(self.size, dim=-1)
+        keys, values = torch.split(what, self.size, dim=-1)
         query = self.query(self.before(x)).view(n, looking, self.heads, self.size) * self.size**-0.5
         query = query.permute(2, 0, 1, 3)
         score = query @ keys.transpose(2, 3)  # [heads, n, looking, many]
