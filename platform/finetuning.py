@@ -33,6 +33,7 @@ from ..workers.fleet import Failure, Fleet, FleetError, Rules
 from ..workers.games import Arrays, GameSpec, GameWorker, actor_of
 from ..workers.member import Question
 from ..workers.placement import rollout_options, rollouts_on
+from ..workers.pool import TENSOR_ALLOCATOR
 from .finetuning_config import RLLIB, EvaluationConfig, FineTuningConfig, SumoSceneConfig
 from .progress import Progress
 from .scenes import Wanted, scenes_from_sumo
@@ -198,7 +199,7 @@ class RayCrew:
         def pulse(fleet: Fleet) -> None:
             progress.waits(fleet.name, *fleet.waiting())
 
-        options = rollout_options(given.memory)
+        options = rollout_options(given.memory) | {"runtime_env": {"env_vars": TENSOR_ALLOCATOR}}
         self._players = Fleet(
             "player", lambda: actor.options(**options).remote(shared), size, rules, alive, pulse=pulse
         )

@@ -5,6 +5,7 @@ Every call is a pure function of its arguments: a learner is told all that it ha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -52,8 +53,9 @@ class GameWorker:
         self.game = spec.game()
         self._learner: Learner = ALGORITHMS[spec.algorithm].made(self.game, spec.settings, spec.seed)
 
-    def process(self) -> None:
+    def process(self) -> int:
         """Answers when the actor can work."""
+        return os.getpid()
 
     def first(self) -> Arrays:
         """What a learner knows in the beginning."""

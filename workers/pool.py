@@ -30,6 +30,8 @@ _JEMALLOC = Path(ray.__file__).parent / "core" / "libjemalloc.so"
 # Environment of a rollout actor. SUMO allocates all the time and all over its heap: with the allocator that Ray brings, in
 # pages of 2 MiB, its steps take a tenth less than with the C library's. Empty where Ray brings none.
 ALLOCATOR = {"LD_PRELOAD": str(_JEMALLOC), "MALLOC_CONF": "thp:always,metadata_thp:auto"} if _JEMALLOC.exists() else {}
+# Of an actor that rolls out a world model: its tensors of megabytes come and go, and are not to be given back in between.
+TENSOR_ALLOCATOR = ALLOCATOR and {**ALLOCATOR, "MALLOC_CONF": ALLOCATOR["MALLOC_CONF"] + ",dirty_decay_ms:-1"}
 ROOM_EVERY = 30.0  # seconds without any learner, or the reward service, until a rollout worker makes room
 FLOWS_AT_ONCE = 8  # candidates screened in one call: alone, one would be mostly messages
 

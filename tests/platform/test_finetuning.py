@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from driving_scenes import fine_tuning, made
 from safetensors.torch import load_file
+from throng.platform.finetuning import RayCrew
 from throng.platform.finetuning_config import FineTuningConfig
 from throng.platform.store import RunStore
 from throng.scenarios.driving.files import read_scenes
 from throng.scenarios.errors import InputError
+from throng.workers.pool import TENSOR_ALLOCATOR
 
 Run = Callable[..., int]
 
@@ -81,6 +84,24 @@ def test_actors_learn_what_one_process_learns(case: Path, throng_here: Run) -> N
         assert throng_here("run", str(case), "--out", str(run), *options) == 0
     one, other = (last(run) for run in runs)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_players_have_the_allocator_of_tensors(case: Path, throng_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not reach a process is lost in silence."""
+    told = []
+    close = RayCrew.close
+
+    def look(crew: RayCrew) -> None:
+        player = ray.get(crew._players._members[0].actor.process.remote())
+        told.append((Path(f"/proc/{player}/maps").read_text(), Path(f"/proc/{player}/environ").read_text()))
+        close(crew)
+
+    monkeypatch.setattr(RayCrew, "close", look)
+    options = ("--set", "workers.rollouts=1", "--set", "training.episodes=1", "--set", "evaluation.iterations=0")
+    assert throng_here("run", str(case), "--out", str(case.parent / "run"), *options) == 0
+    ((maps, environment),) = told
+    assert TENSOR_ALLOCATOR["LD_PRELOAD"] in maps
+    assert TENSOR_ALLOCATOR["MALLOC_CONF"] in environment
 
 
 def test_a_run_that_is_gone_on_with_is_one_that_never_stopped(case: Path, throng_here: Run) -> None:
