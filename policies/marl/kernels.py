@@ -28,6 +28,7 @@ def norm_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight, bias: `[agents, 1, numbers]`.
     """
     if x.is_cpu:
+        weight, bias = (one.expand(len(x), 1, x.shape[2]) for one in (weight, bias))  # compiled, nobody checks shapes
         return _NormRelu.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return torch.relu(layer_norm(x, x.shape[-1:], eps=EPSILON) * weight + bias)
 
@@ -59,6 +60,7 @@ def quantile_loss(quantiles: Tensor, target: Tensor) -> Tensor:
         target: `[..., m]` equally likely samples.
     """
     if quantiles.is_cpu:
+        target = target.expand(*quantiles.shape[:-1], -1)
         return _QuantileLoss.apply(quantiles, target)  # type: ignore[no-untyped-call]
     n = quantiles.shape[-1]
     level = ((torch.arange(n, device=quantiles.device, dtype=quantiles.dtype) + 0.5) / n)[:, None]

@@ -64,6 +64,16 @@ def test_the_quantile_loss_is_that_of_all_pairs() -> None:
     assert torch.allclose(one, other)
 
 
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    x, weight = numbers(3, 4, 8), torch.ones(2, 1, 8, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="size"):
+        norm_relu(x, weight, weight)
+    with pytest.raises(RuntimeError, match="size"):
+        norm_relu(x, weight[:1, :, :7], weight[:1, :, :7])
+    with pytest.raises(RuntimeError, match="size"):
+        quantile_loss(numbers(3, 4, 8), numbers(2, 4, 8))
+
+
 def test_they_run_where_numbers_are_not_in_the_processors_memory() -> None:
     x, weight = torch.empty(2, 3, 8, device="meta"), torch.empty(2, 1, 8, device="meta")
     assert norm_relu(x, weight, weight).shape == x.shape
