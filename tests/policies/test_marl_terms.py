@@ -39,6 +39,11 @@ def test_the_joint_state_of_a_moment_is_what_all_agents_see_in_it() -> None:
     assert torch.equal(parts.joint_after[:-1], told[1:, 2, :, 0])
     assert parts.goes_on.tolist() == [[1, 1, 0]] * agents
     assert torch.equal(parts.now[1, :, 0], told[:, 2, 1, 0])
+    # Of one agent, which is told what all see.
+    apart = Played(*(one[:, :, :1] for one in (told, rest[..., None], rest, rest[..., None], rest, rest)), told.mT)
+    parts = Transitions.of(apart, rest[:, :, :1, None], rest[:, :, :1], torch.tensor([2]))
+    assert torch.equal(parts.joint[0], told[:, 2, :, 0])
+    assert torch.equal(parts.joint_after[0, :-1], told[1:, 2, :, 0])
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.3, 0.5, 0.9, 0.99])
