@@ -30,7 +30,7 @@ from ..scenarios.driving.insertion import drivers, with_goals, with_newcomers
 from ..scenarios.driving.scene import Scene
 from ..scenarios.errors import InputError
 from ..workers.fleet import Failure, Fleet, FleetError, Rules
-from ..workers.games import Arrays, GameSpec, GameWorker, actor_of
+from ..workers.games import Arrays, GameSpec, GameWorker, Prices, actor_of
 from ..workers.member import Question
 from ..workers.placement import rollout_options, rollouts_on
 from ..workers.pool import TENSOR_ALLOCATOR
@@ -295,7 +295,9 @@ def _trained(
         )
         looked = episode + 1 < training.episodes and _due(config.evaluation, episode + 1)
         if looked:
-            gaps = _gaps(config, workers, actor_of(state), None, agents, progress, f"gap at episode {episode + 1}")
+            (gaps,) = _gaps(
+                config, workers, actor_of(state), (None,), agents, progress, f"gap at episode {episode + 1}"
+            )
             curve.append({"episode": episode + 1, "gap": float(np.mean(gaps["gap"]))})
             progress.phase("training", share=(episode + 1) / training.episodes)
         if looked or (episode + 1) % BLOCK == 0 or episode + 1 == training.episodes:
@@ -329,17 +331,23 @@ def _response_seed(config: FineTuningConfig) -> int:
 
 
 def _gaps(
-    config: FineTuningConfig, workers: Crew, actor: Arrays, prices: Any, agents: int, progress: Progress, about: str
-) -> dict[str, list[float]]:
-    """Of each driver: the value of its policy and of its best response, and the gap between them."""
-    seed = _response_seed(config)
-    calls = [(actor, agent, config.evaluation.budget(), seed, prices) for agent in range(agents)]
+    config: FineTuningConfig, workers: Crew, actor: Arrays, prices: Sequence[Prices], agents: int, progress: Progress,
+    about: str,
+) -> list[dict[str, list[float]]]:  # fmt: skip
+    """By each of several prices, of each driver: values of its policy and its best response, and the gap between them."""
+    seed, budget = _response_seed(config), config.evaluation.budget()
+    parts = [(actor, part, budget, seed) for part in range(budget.parts)]
+    played = _asked(workers, "compare", parts, progress, f"{about}: policies as they are")
+    reward, cost = (np.concatenate([one[name] for one in played]).mean(0) for name in ("reward", "cost"))
+    calls = [(actor, agent, budget, seed, one) for one in prices for agent in range(agents)]
     found = _asked(workers, "respond", calls, progress, about)
-    return {
-        "own": [own for own, _ in found],
-        "best": [best for _, best in found],
-        "gap": [max(best - own, 0.0) for own, best in found],
-    }
+    told = []
+    for number, one in enumerate(prices):
+        own = (reward if one is None else reward - one * cost).tolist()
+        best = found[number * agents : (number + 1) * agents]
+        gap = [max(high - low, 0.0) for low, high in zip(own, best, strict=True)]
+        told.append({"own": own, "best": best, "gap": gap})
+    return told
 
 
 def _evaluated(
@@ -355,15 +363,18 @@ def _evaluated(
     futures = _asked(workers, "drive", calls, progress, "driving")
     result: dict[str, Any] = {"drivers": [spec.scene.ids[agent] for agent in spec.drivers], "futures": given.futures}
     result |= fidelity(spec, futures)
-    values = {"reward": None, "reward less cost": state.get("multiplier.value")}
-    for name, prices in values.items() if given.iterations else ():
-        if name != "reward" and (prices is None or not np.any(prices)):
-            continue
-        gaps = _gaps(config, workers, actor, prices, agents, progress, f"best responses, {name}")
-        tries = [(actor, agent, RESTRICTED, _response_seed(config), prices) for agent in range(agents)]
-        modes = _asked(workers, "restrict", tries, progress, f"modes, {name}")
-        restricted = [max(best - own, 0.0) for own, best in modes]
-        result.setdefault("gaps", {})[name] = gaps | {"restricted": restricted}
+    prices: dict[str, Prices] = {"reward": None}
+    dear = state.get("multiplier.value")
+    if dear is not None and np.any(dear):
+        prices["reward less cost"] = dear
+    if given.iterations:
+        each = tuple(prices.values())
+        gaps = _gaps(config, workers, actor, each, agents, progress, "best responses")
+        tries = [(actor, agent, RESTRICTED, _response_seed(config), each) for agent in range(agents)]
+        modes = _asked(workers, "restrict", tries, progress, "modes")
+        result["gaps"] = {
+            name: gaps[number] | {"restricted": [one[number] for one in modes]} for number, name in enumerate(prices)
+        }
     if (curve := store.manifest()["gap_curve"]) and "gaps" in result:
         last = {"episode": config.training.episodes, "gap": float(np.mean(result["gaps"]["reward"]["gap"]))}
         result["gap_curve"] = [*curve, last]

@@ -6,7 +6,7 @@ Every call is a pure function of its arguments: a learner is told all that it ha
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,12 +18,13 @@ from ..policies.driving.world_model import WorldModel
 from ..policies.marl.actors import Learner
 from ..policies.marl.algorithms import ALGORITHMS, restore, state_of
 from ..policies.marl.driving import DrivingTerms
-from ..policies.marl.exploitability import Gaps, ResponseBudget, broken_gaps, restricted_gaps
+from ..policies.marl.exploitability import ResponseBudget, best_response, own_sums, restricted_gaps
 from ..policies.marl.game import Played, play
 from ..policies.marl.imagined import ImaginedGame
 from ..scenarios.driving.scene import Scene
 
 Arrays = Mapping[str, NDArray[Any]]
+Prices = NDArray[np.float32] | None  # `[agents]` multipliers; None: values are those of rewards
 ACTOR = "actor."  # before the names of the actors' weights in a learner's state
 
 
@@ -86,19 +87,22 @@ class GameWorker:
         found = self._learner.update(Played(**told))
         return _arrays(state_of(self._learner)), _arrays(found)
 
-    def respond(
-        self, actor: Arrays, agent: int, budget: ResponseBudget, seed: int, prices: NDArray[np.float32] | None
-    ) -> tuple[float, float]:
-        """Value of an agent's policy and of its best response, see `broken_gaps`."""
+    def compare(self, actor: Arrays, part: int, budget: ResponseBudget, seed: int) -> Arrays:
+        """Sums of `reward` and `cost` in some of the games that evaluate best responses, see `own_sums`."""
         self._take(actor)
-        return _of_one(broken_gaps(self.game, self._learner, budget, seed, _tensor(prices), [agent]))
+        reward, cost = own_sums(self.game, self._learner, budget, seed, part)
+        return _arrays({"reward": reward, "cost": cost})
 
-    def restrict(
-        self, actor: Arrays, agent: int, rollouts: int, seed: int, prices: NDArray[np.float32] | None
-    ) -> tuple[float, float]:
-        """Value of an agent's policy and of its best mode, see `restricted_gaps`."""
+    def respond(self, actor: Arrays, agent: int, budget: ResponseBudget, seed: int, prices: Prices) -> float:
+        """See `best_response`."""
         self._take(actor)
-        return _of_one(restricted_gaps(self.game, self._learner, rollouts, seed, _tensor(prices), [agent]))
+        return best_response(self.game, self._learner, agent, budget, seed, _tensor(prices))
+
+    def restrict(self, actor: Arrays, agent: int, rollouts: int, seed: int, prices: Sequence[Prices]) -> list[float]:
+        """What an agent's best mode gains by each of several prices, see `restricted_gaps`."""
+        self._take(actor)
+        found = restricted_gaps(self.game, self._learner, rollouts, seed, [_tensor(one) for one in prices], [agent])
+        return [float(one.gap) for one in found]
 
     @torch.no_grad()
     def drive(self, actor: Arrays, seed: int, rollouts: int) -> Arrays:
@@ -129,11 +133,7 @@ def actor_of(state: Arrays) -> Arrays:
     return {name.removeprefix(ACTOR): one for name, one in state.items() if name.startswith(ACTOR)}
 
 
-def _of_one(found: Gaps) -> tuple[float, float]:
-    return float(found.own[0]), float(found.best[0])
-
-
-def _tensor(prices: NDArray[np.float32] | None) -> torch.Tensor | None:
+def _tensor(prices: Prices) -> torch.Tensor | None:
     return None if prices is None else torch.from_numpy(np.array(prices))
 
 

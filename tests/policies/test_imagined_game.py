@@ -72,7 +72,7 @@ def test_a_game_is_repeated_by_its_seeds() -> None:
     assert told[0].observation.shape[:3] == (one.horizon, 4, 2)
     assert one.horizon == 12
     learner.update(told[0])
-    first, again = (restricted_gaps(one, learner, 4, seed=0) for _ in range(2))
+    (first,), (again,) = (restricted_gaps(one, learner, 4, seed=0) for _ in range(2))
     assert torch.equal(first.best, again.best) and torch.equal(first.own, again.own)
     assert torch.isfinite(first.gap).all()
 

@@ -10,7 +10,7 @@ from throng.policies.marl.algorithms import ALGORITHMS, restore, state_of
 from throng.policies.marl.cce_masac import CceMasac, CceMasacSettings
 from throng.policies.marl.crossing import Crossing
 from throng.policies.marl.driving import DrivingTerms
-from throng.policies.marl.exploitability import ResponseBudget, broken_gaps, restricted_gaps
+from throng.policies.marl.exploitability import ResponseBudget, best_response, broken_gaps, own_sums, restricted_gaps
 from throng.policies.marl.game import Played, play
 from throng.policies.marl.heads import CategoricalHead
 from throng.policies.marl.small_games import TableGame
@@ -168,6 +168,21 @@ def test_best_responses_by_training_come_near_the_exact_gap() -> None:
     assert float(alone.gap[0]) == pytest.approx(float(exact[1]), abs=0.15)
 
 
+def test_what_policies_are_worth_is_played_once_for_all_agents_and_prices() -> None:
+    game = Crossing(DrivingTerms(distance_limit=30.0))
+    learner = trained("trafficgamer", 2, game)
+    budget = ResponseBudget(iterations=2, rollouts=8, evaluated=20)
+    parts = [own_sums(game, learner, budget, 3, part) for part in range(budget.parts)]
+    reward, cost = (torch.cat(sums) for sums in zip(*parts, strict=True))
+    assert reward.shape == cost.shape == (20, 4)
+    prices = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    for agent in (0, 3):
+        for one, value in ((None, reward), (prices, reward - prices * cost)):
+            found = broken_gaps(game, learner, budget, 3, one, [agent])
+            assert torch.allclose(found.own, value.mean(0)[agent], atol=1e-4)
+            assert best_response(game, learner, agent, budget, 3, one) == float(found.best)
+
+
 def test_prices_make_costs_part_of_the_value() -> None:
     game = Crossing(DrivingTerms(distance_limit=30.0))
     learner = trained("trafficgamer", 0, game)
@@ -176,5 +191,5 @@ def test_prices_make_costs_part_of_the_value() -> None:
     dear = broken_gaps(game, learner, budget, seed=0, prices=torch.full((4,), 2.0))
     assert torch.equal(plain.best, plain.own)
     assert (dear.own < plain.own).all()
-    own = restricted_gaps(game, learner, 16, seed=0)
+    (own,) = restricted_gaps(game, learner, 16, seed=0)
     assert torch.equal(own.best, own.own)  # the magnet has one mode, and everybody keeps to it
