@@ -3,11 +3,11 @@
     python bench/scenes.py --recorded ../shared/data/scenes --seeds 0 1 2 3 4
 
 A world model is trained first, on scenes of another simulation of the town and all recorded Waymo and Argoverse scenes but
-those of the study (--epochs times). Then `throng compare` runs for each scene: both algorithms of TrafficGamer's paper, for 100
-episodes and for the paper's 300, both of CCE-MASAC's (with critics that are fast enough, see bench/crossing.py), TrafficGamer
-with and without its magnet and bonus, and for three distances times three confidences, with multipliers that bite within its 60
-episodes. --processes of these work at once, each on one (scene, seed); what is finished is not done again. An estimate for all
-of it is eleven hours of two processors: --scenes and --tables choose.
+those of the study (--epochs times). Then `throng compare` runs for each scene: both algorithms of TrafficGamer's paper, for
+100 episodes and for the paper's 300, both of CCE-MASAC's (with critics that are fast enough, see bench/crossing.py),
+TrafficGamer with and without its magnet and bonus, and for three distances times three confidences, with multipliers that
+bite within its 60 episodes. --processes of these work at once, each on one (scene, seed); what is finished is not done
+again. An estimate for all of it is eleven hours of two processors: --scenes and --tables choose.
 """
 
 from __future__ import annotations
